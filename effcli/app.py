@@ -1,0 +1,103 @@
+"""Mounts the commands; the one place where errors become exit codes."""
+
+import errno
+import os
+import sys
+import traceback
+from difflib import get_close_matches
+
+import typer
+from typer.exceptions import TyperException
+
+from effcli import __version__
+from effcli.commands.baseline import baseline
+from effcli.commands.generate import generate
+from effcli.commands.mount import mount
+from effcli.commands.prepare import prepare
+from effcli.commands.report import report
+from effcli.commands.verify import verify
+from effcli.errors import EffError, InputError, ResourceError, Stopped
+from effcli.settings.baseline import BaselineSettings
+from effcli.settings.generate import GenerateSettings
+from effcli.settings.prepare import PrepareSettings
+from effcli.settings.reading import ReportSettings, VerifySettings
+from effcli.ui.console import flush, show_error
+
+app = typer.Typer(
+    name="eff",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train small language models for less, and prove what each saving is worth.",
+)
+mount(app, "prepare", PrepareSettings, prepare, has_plan=True)
+mount(app, "baseline", BaselineSettings, baseline, has_plan=True)
+mount(app, "generate", GenerateSettings, generate)
+mount(app, "report", ReportSettings, report)
+mount(app, "verify", VerifySettings, verify)
+
+_RESOURCES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOMEM}
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: bool = typer.Option(False, "--version", help="Show the version.")) -> None:
+    if version:
+        typer.echo(f"eff {__version__}")
+
+
+def main() -> None:
+    """The program."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit code. Never raises for what a user can cause."""
+    try:
+        code = app(arguments or ["--help"], prog_name="eff", standalone_mode=False)
+        flush()
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        if "--debug" in arguments:
+            traceback.print_exception(error)
+        expected = _expected(error)
+        show_error(expected)
+        return expected.code if isinstance(expected, Stopped) else expected.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _expected(error: BaseException) -> EffError:
+    """The error to show for an exception."""
+    if isinstance(error, EffError):
+        return error
+    if isinstance(error, TyperException):
+        return _usage(error)
+    if isinstance(error, MemoryError):
+        return ResourceError("out of memory", "use a smaller preset or batch.micro")
+    if isinstance(error, OSError) and error.errno in _RESOURCES:
+        where = f": {error.filename}" if error.filename else ""
+        return ResourceError(f"{os.strerror(error.errno or 0).lower()}{where}", "make room, or choose another folder")
+    if isinstance(error, OSError) and error.filename:
+        return InputError(f"{os.strerror(error.errno or 0).lower()}: {error.filename}")
+    hint = "this is a bug; --debug shows where, please report it"
+    return EffError(f"{type(error).__name__}: {error}", hint)
+
+
+def _usage(error: TyperException) -> InputError:
+    """A wrong command line, in one line, with the nearest right word."""
+    message = error.format_message().split(" (Possible options:")[0].rstrip(".")
+    known = getattr(error, "possibilities", None) or []
+    name = getattr(error, "option_name", "")
+    if close := get_close_matches(name, known, n=1):
+        return InputError(_lower(message), f"did you mean {close[0]}?")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "eff"
+    return InputError(_lower(message), f"see {command} --help")
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]

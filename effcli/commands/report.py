@@ -1,0 +1,22 @@
+"""`eff report`."""
+
+from effcli.commands.mount import Given
+from effcli.ui.console import Screen
+from effcli.ui.tables import comparison_table, report_table
+
+
+def report(given: Given, screen: Screen) -> None:
+    """Rebuild the report of a run, or compare several; the first one is the reference."""
+    settings = given.resolve().settings
+    from effcli.methods.report import compare, rebuild
+
+    if len(settings.runs) == 1:
+        document = rebuild(settings.runs[0])
+        screen.result(document, report_table(document))
+        screen.note(f"the page with plots: {document['run']}/report.html")
+        return
+    comparison = compare(settings.runs, settings.out)
+    screen.result(comparison, comparison_table(comparison))
+    for note in comparison["notes"]:
+        screen.note(note)
+    screen.note(f"the page with plots: {comparison['page']}")

@@ -1,0 +1,36 @@
+"""What every training command does around its method."""
+
+from importlib import import_module
+
+from effcli.commands.mount import Given
+from effcli.settings.layers import Resolved
+from effcli.ui.console import Screen
+from effcli.ui.progress import Watcher
+from effcli.ui.tables import plan_tables, report_table
+
+
+def run_training(command: str, given: Given, screen: Screen) -> None:
+    """Resolve the settings, run `effcli.methods.<command>`, and show its report."""
+    resolved = _settings(command, given)
+    if given.is_dry:
+        from effcli.methods.planning import plan_training
+
+        plan = plan_training(resolved)
+        screen.result(plan, *plan_tables(plan))
+        return
+    from effcli.engine.interrupt import Interrupt
+
+    method = import_module(f"effcli.methods.{command}")
+    with Interrupt() as stop, Watcher(screen, command) as watch:
+        report = method.run(resolved.settings, watch, stop).as_json()
+    screen.result(report, report_table(report))
+    screen.note(f"the page with plots: {report['run']}/report.html")
+
+
+def _settings(command: str, given: Given) -> Resolved:
+    """With --resume, the settings are those that the run was begun with."""
+    if not given.flags.get("resume"):
+        return given.resolve()
+    from effcli.methods.resuming import resumed
+
+    return resumed(command, given.cls, given.resolve, given.flags.get("out"))

@@ -1,0 +1,1 @@
+"""The nouns: what runs are made of. Never prints, never draws."""

@@ -1,0 +1,59 @@
+"""What is looked at once, when a run has spent its budget."""
+
+import json
+
+from effcli.engine.data.corpus import Corpus
+from effcli.engine.loop import Parts
+from effcli.engine.measure.evaluate import HeldOut
+from effcli.engine.measure.floors import ngram_floors
+from effcli.engine.models.generate import write
+from effcli.engine.records import FloorsFound, Sample, Stop
+from effcli.engine.runs.files import write_json
+from effcli.engine.runs.logbook import Logbook
+from effcli.settings.generate import SamplingSettings
+from effcli.settings.train import TrainSettings
+
+SAMPLE_TOKENS = 128
+
+
+def close_run(
+    parts: Parts,
+    corpus: Corpus,
+    held_out: HeldOut,
+    log: Logbook,
+    settings: TrainSettings,
+    stop: Stop,
+) -> None:
+    """Count the n-gram floors and let the model write, both at the expense of `eval`."""
+    with parts.meter.timing("eval"):
+        if settings.evaluation.floors:
+            log.note(FloorsFound(**floors_of(corpus, held_out)))
+        if settings.evaluation.samples:
+            sampling = SamplingSettings(
+                max_new_tokens=SAMPLE_TOKENS,
+                num_return_sequences=settings.evaluation.samples,
+                seed=settings.seed,
+            )
+            writings = []
+            for writings in write(parts.model, corpus.tokenizer, "", sampling, stop):
+                pass
+            for writing in writings:
+                log.note(Sample("", writing.text(corpus.tokenizer, ())))
+                shape = (1, len(writing.ids))
+                parts.meter.charge("eval", parts.model.forward_flops(*shape))
+
+
+def floors_of(corpus: Corpus, held_out: HeldOut) -> dict[str, float]:
+    """The floors on these windows; kept beside the shards, since they never change."""
+    rows, length = held_out.tokens.shape
+    path = corpus.folder / f"floors-{length - 1}-{rows}.json"
+    try:
+        known = json.loads(path.read_bytes())
+        return {name: float(known[name]) for name in ("unigram", "bigram", "trigram")}
+    except (OSError, ValueError, KeyError, TypeError):
+        found = ngram_floors(corpus.train, held_out.tokens, corpus.tokenizer.vocab_size)
+    try:
+        write_json(path, found)
+    except OSError:
+        pass  # the corpus may belong to somebody else; it is counted again next time
+    return found

@@ -1,0 +1,189 @@
+"""A prepared corpus: a folder of token shards and a manifest that says what is in it."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effcli.engine.data.tokenizers import Tokenizer
+from effcli.engine.data.write import describe_file
+from effcli.engine.runs.files import read_json, write_text
+from effcli.errors import CheckError, InputError
+from effcli.registry import suggestion
+
+FILE = "corpus.json"
+SCHEMA = 1
+CHECKED_WHEN_OPENED = 2**28  # bytes; smaller corpora are hashed every time, it costs no second
+
+
+def root() -> Path:
+    """Where corpora live: `data/`, or what EFF_DATA says."""
+    return Path(os.environ.get("EFF_DATA") or "data")
+
+
+def remember(folder: Path) -> None:
+    """Make a corpus the one that commands take by default."""
+    root().mkdir(parents=True, exist_ok=True)
+    write_text(root() / ".last", str(folder.resolve()))
+
+
+def locate(data: str | None) -> Path:
+    """The folder of a corpus: by path, by name, or the one prepared last."""
+    if data is None:
+        try:
+            folder = Path((root() / ".last").read_text("utf8"))
+        except OSError:
+            hint = "run `eff prepare` first, or name a corpus with --data"
+            raise InputError(f"no corpus was prepared in {root()}/", hint) from None
+    else:
+        named = root() / data
+        folder = named if (named / FILE).is_file() else Path(data)
+    if not (folder / FILE).is_file():
+        known = sorted(path.parent.name for path in root().glob(f"*/{FILE}"))
+        hint = suggestion(str(data), known) if known else "run `eff prepare` first"
+        raise InputError(f"there is no corpus {str(data or folder)!r}", hint)
+    return folder
+
+
+class Split:
+    """The tokens of one split, memory-mapped, as one long row."""
+
+    def __init__(self, folder: Path, entry: dict[str, Any], dtype: str, shard_tokens: int) -> None:
+        self.tokens: int = entry["tokens"]
+        self.documents: int = entry["documents"]
+        self.bytes: int = entry["bytes"]
+        self._folder, self._entry = folder, entry
+        self._shard_tokens = shard_tokens
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+
+    @cached_property
+    def _shards(self) -> list[NDArray[Any]]:
+        names = self._entry["shards"]
+        return [np.memmap(self._folder / name, dtype=self._dtype, mode="r") for name in names]
+
+    def windows(self, length: int) -> int:
+        """How many windows of `length` tokens there are, each with one more token to predict."""
+        return max(0, (self.tokens - 1) // length)
+
+    def read(self, starts: Sequence[int] | NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """`count` tokens from each start, as an array of shape (starts, count)."""
+        out = np.empty((len(starts), count), dtype=np.int64)
+        for row, start in enumerate(starts):
+            shard, offset = divmod(int(start), self._shard_tokens)
+            part = self._shards[shard][offset : offset + count]
+            out[row, : len(part)] = part
+            filled = len(part)
+            while filled < count:  # the window goes on in the next shard
+                shard += 1
+                part = self._shards[shard][: count - filled]
+                out[row, filled : filled + len(part)] = part
+                filled += len(part)
+        return out
+
+    def document_starts(self) -> NDArray[np.int64]:
+        """Where each document's separator is, in tokens."""
+        name = next(n for n in self._entry["files"] if n.endswith(".documents"))
+        return np.fromfile(self._folder / name, dtype="<u8").astype(np.int64)
+
+    def labels(self) -> NDArray[np.uint8] | None:
+        """The label of each document, for corpora that have them."""
+        name = next((n for n in self._entry["files"] if n.endswith(".labels")), None)
+        return None if name is None else np.fromfile(self._folder / name, dtype=np.uint8)
+
+
+class Corpus:
+    """A folder of shards, with its tokenizer and its manifest."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.tokenizer = Tokenizer.load(folder / "tokenizer.json")
+        if self.tokenizer.hash != manifest["tokenizer"]["hash"]:
+            raise InputError(f"{folder}: the tokenizer is not the one the shards were made with")
+        self.splits = {
+            name: Split(folder, entry, manifest["dtype"], manifest["shard_tokens"])
+            for name, entry in manifest["splits"].items()
+        }
+        self.train, self.val = self.splits["train"], self.splits["val"]
+
+    @classmethod
+    def open(cls, folder: Path, *, check: bool = True) -> "Corpus":
+        """Open a corpus; a file that is missing, cut short or (if small) changed is an error."""
+        manifest = read_json(folder / FILE)
+        if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+            message = f"{folder / FILE} is not a corpus of this version"
+            raise InputError(message, "prepare it again")
+        try:
+            corpus = cls(folder, manifest)
+            files = {k: v for s in manifest["splits"].values() for k, v in s["files"].items()}
+            wrong = [k for k, v in files.items() if (folder / k).stat().st_size != v["bytes"]]
+            is_small = sum(v["bytes"] for v in files.values()) <= CHECKED_WHEN_OPENED
+        except (KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+            raise InputError(f"{folder} is damaged: {error}", "prepare it again") from None
+        if check and (damaged := wrong or (corpus.damaged() if is_small else [])):
+            raise InputError(f"{folder / damaged[0]} is damaged", "prepare it again with --force")
+        return corpus
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @property
+    def hash(self) -> str:
+        """Names the content: the tokens of every split."""
+        splits = self.manifest["splits"].values()
+        files = {k: v["sha256"] for split in splits for k, v in split["files"].items()}
+        return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """What a run writes down about its corpus."""
+        return {
+            "name": self.name,
+            "hash": self.hash,
+            "tokenizer": self.manifest["tokenizer"],
+            "train_tokens": self.train.tokens,
+            "entropy_bits_per_byte": self.manifest["entropy_bits_per_byte"],
+        }
+
+    def damaged(self) -> list[str]:
+        """The files whose content is not what was written."""
+        return [
+            name
+            for entry in self.manifest["splits"].values()
+            for name, described in entry["files"].items()
+            if not (self.folder / name).is_file()
+            or describe_file(self.folder / name) != described
+        ]
+
+    def verify(self) -> int:
+        """Hash every file again; returns how many there are."""
+        if damaged := self.damaged():
+            hint = "prepare the corpus again with --force"
+            raise CheckError(f"{self.folder}: damaged: {', '.join(damaged)}", hint)
+        return sum(len(entry["files"]) for entry in self.manifest["splits"].values())
+
+    def summary(self, status: str) -> dict[str, Any]:
+        """What `eff prepare` reports."""
+        m = self.manifest
+        kept = ("tokens", "documents", "bytes")
+        return {
+            "schema": 1,
+            "command": "prepare",
+            "status": status,
+            "corpus": str(self.folder),
+            "tokenizer": m["tokenizer"]["name"],
+            "vocab_size": m["tokenizer"]["vocab_size"],
+            "splits": {name: {k: s[k] for k in kept} for name, s in m["splits"].items()},
+            "duplicates_removed": m["duplicates_removed"],
+            "rejected": sum(m["rejected"].values()),
+            "rejected_by_reason": m["rejected"],
+            "mix": m["mix"],
+            "seconds": m["seconds"],
+            "tokens_per_second": m["tokens_per_second"],
+        }

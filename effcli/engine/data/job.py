@@ -1,0 +1,282 @@
+"""One preparation, from the first row to the manifest, continued wherever it was stopped."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from effcli import __version__
+from effcli.catalog import TOKENIZERS
+from effcli.engine.data import tokenizers
+from effcli.engine.data.corpus import FILE, SCHEMA
+from effcli.engine.data.source import LONGEST_DOCUMENT, PIECE, SPLITS, Item, Source, items
+from effcli.engine.data.sources import Plan
+from effcli.engine.data.stream import ELSEWHERE, Flowing, Mixer, Router, tokenized
+from effcli.engine.data.tokenizers import Tokenizer
+from effcli.engine.data.write import SplitWriter
+from effcli.engine.records import Notice, Reading, Stop, Watch
+from effcli.engine.runs.files import read_json, write_bytes, write_json
+from effcli.errors import InputError, Stopped
+from effcli.settings.prepare import PrepareSettings
+
+COMMIT_SECONDS = 5.0
+WATCH_SECONDS = 0.2
+
+
+@dataclass
+class Progress:
+    """How far a preparation is: what is saved beside the unfinished shards."""
+
+    request: dict[str, Any]
+    step: int = 0
+    """The pass over the sources that is being done."""
+    positions: list[int] = field(default_factory=list)
+    """Documents taken from each source in this pass."""
+    drawn: int = 0
+    tokens: list[int] = field(default_factory=list)
+    """Tokens taken from each source in this pass."""
+    rows: int = 0
+    duplicates: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    mix: dict[str, dict[str, int]] = field(default_factory=dict)
+    writers: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def begin(self, step: int, sources: int) -> None:
+        """Start a pass."""
+        self.step, self.drawn = step, 0
+        self.positions, self.tokens = [0] * sources, [0] * sources
+
+
+class Job:
+    """Reads all sources, split by split, into `<folder>.partial`."""
+
+    def __init__(
+        self,
+        settings: PrepareSettings,
+        chosen: Plan,
+        request: dict[str, Any],
+        sources: list[Source],
+        watch: Watch,
+        stop: Stop,
+    ) -> None:
+        self._settings, self._plan, self._sources = settings, chosen, sources
+        self._watch, self._stop = watch, stop
+        self._router = Router(settings.seed, settings.held_out_share)
+        self._progress = Progress(request)
+        self._writers: dict[str, SplitWriter] = {}
+        self._started = time.perf_counter()
+
+    def run(self, folder: Path) -> Path:
+        """Do everything that is not done yet, and return the finished folder."""
+        self._work = folder.with_name(f"{folder.name}.partial")
+        self._begin_or_continue()
+        tokenizer = self._tokenizer()
+        dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+        for split in SPLITS:
+            done = self._progress.writers.get(split)
+            limit = self._settings.shard_tokens
+            self._writers[split] = SplitWriter(self._work, split, dtype, limit, done)
+        passes = self._passes()
+        while self._progress.step < len(passes):
+            self._read(passes[self._progress.step], tokenizer)
+            self._check_rejected()
+            self._progress.begin(self._progress.step + 1, len(self._sources))
+            self._commit()
+        self._finish(tokenizer, dtype)
+        return self._work
+
+    def _begin_or_continue(self) -> None:
+        saved, digests = self._work / "state.json", self._work / "held_out.u64"
+        if saved.exists():
+            progress = Progress(**read_json(saved))
+            if progress.request == self._progress.request:
+                self._progress = progress
+                # Digests of documents behind the saved position do no harm: those are read again.
+                self._router.held_out = set(map(int, np.fromfile(digests, dtype="<u8")))
+                self._watch(Notice(f"continuing what was begun in {self._work}"))
+                return
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir(parents=True)
+        self._progress.begin(0, len(self._sources))
+
+    def _passes(self) -> list[frozenset[str]]:
+        """Which splits are written together: held-out text is known before training text."""
+        if len(self._sources) > 1:
+            return [frozenset({split}) for split in SPLITS]
+        own = [split for split in SPLITS if split in self._sources[0].splits and split != "train"]
+        return [*(frozenset({split}) for split in own), frozenset(SPLITS).difference(own)]
+
+    def _tokenizer(self) -> Tokenizer:
+        path = self._work / "tokenizer.json"
+        if path.exists():
+            return Tokenizer.load(path)
+        kind, argument = tokenizers.parse(self._plan.tokenizer)
+        make = TOKENIZERS.load(kind)
+        if kind == "bpe":
+            self._watch(Notice(f"training the tokenizer {self._plan.tokenizer}"))
+            tokenizer: Tokenizer = make(self._sample(), int(argument))
+        else:
+            tokenizer = make(kind)
+        tokenizer.save(path)
+        return tokenizer
+
+    def _sample(self) -> Iterator[str]:
+        """Training text for a tokenizer, from each source up to its share."""
+        targets = frozenset({"train"})
+        shares = self._plan.shares or [1 / len(self._sources)] * len(self._sources)
+        for source, share in zip(self._sources, shares, strict=True):
+            left = share * self._settings.bpe_sample
+            for item in items(self._router.rows(source, targets), LONGEST_DOCUMENT, PIECE):
+                self._check_stop()
+                if not self._router.route(source, targets, item).rejected:
+                    yield item.text
+                    left -= len(item.data)
+                    if left <= 0:
+                        break
+
+    def _read(self, targets: frozenset[str], tokenizer: Tokenizer) -> None:
+        progress = self._progress
+        committed = watched = time.perf_counter()
+        for number, item, ids in self._flow(targets, tokenizer):
+            progress.positions[number] += 1
+            progress.drawn += 1
+            if item.rejected:
+                self._count(item)
+            else:
+                self._write(item, ids, tokenizer)
+            now = time.perf_counter()
+            if now - watched > WATCH_SECONDS:
+                watched = now
+                self._report(item.split or min(targets))
+            if now - committed > COMMIT_SECONDS:
+                committed = now
+                self._commit()
+            self._check_stop()
+            if "train" in targets and self._writers["train"].tokens == self._settings.max_tokens:
+                break
+        if self._plan.is_mix:
+            shares = zip(self._plan.names, progress.tokens, strict=True)
+            progress.mix[min(targets)] = dict(shares)
+        self._report(min(targets))
+
+    def _flow(self, targets: frozenset[str], tokenizer: Tokenizer) -> Iterator[Flowing]:
+        def stream(number: int, skip: int) -> Iterator[Flowing]:
+            source = self._sources[number]
+            rows = self._router.rows(source, targets)
+            route = partial(self._router.route, source, targets)
+            return tokenized(number, route, rows, tokenizer, self._plan.is_mix, skip)
+
+        def restart(number: int) -> Iterator[Flowing] | None:
+            if not self._settings.repeat or targets != {"train"}:
+                return None
+            self._progress.positions[number] = 0
+            return stream(number, 0)
+
+        progress = self._progress
+        streams = [stream(number, skip) for number, skip in enumerate(progress.positions)]
+        if self._plan.shares is None:
+            for one in streams:
+                yield from one
+        else:
+            mixer = Mixer(self._plan.shares, self._settings.seed, progress.tokens, restart)
+            yield from mixer.flow(streams, progress.drawn)
+
+    def _count(self, item: Item) -> None:
+        progress = self._progress
+        if item.rejected == ELSEWHERE:
+            return
+        progress.rows += 1
+        if item.rejected == "duplicate":
+            progress.duplicates += 1
+        else:
+            progress.rejected[item.rejected] = progress.rejected.get(item.rejected, 0) + 1
+
+    def _write(self, item: Item, ids: Any, tokenizer: Tokenizer) -> None:
+        writer, limit = self._writers[item.split], self._settings.max_tokens
+        self._progress.rows += 1
+        ids = np.concatenate(([np.uint32(tokenizer.separator)], ids))
+        size = len(item.data)
+        if item.split != "train":
+            self._router.held_out.add(item.digest)
+        elif limit is not None and len(ids) > limit - writer.tokens:
+            ids = ids[: limit - writer.tokens]
+            size = int(tokenizer.token_bytes[ids].sum())
+        if len(ids):
+            writer.add(ids, size, item.label)
+
+    def _report(self, split: str) -> None:
+        shares = [share for s in self._sources if (share := s.share_read()) is not None]
+        share = sum(shares) / len(shares) if len(shares) == len(self._sources) else None
+        tokens = sum(writer.tokens for writer in self._writers.values())
+        size = sum(writer.bytes for writer in self._writers.values())
+        self._watch(Reading(split, share, tokens, size, self._seconds()))
+
+    def _seconds(self) -> float:
+        return self._progress.seconds + time.perf_counter() - self._started
+
+    def _commit(self) -> None:
+        digests = np.fromiter(self._router.held_out, dtype="<u8")
+        write_bytes(self._work / "held_out.u64", digests.tobytes())
+        for split, writer in self._writers.items():
+            writer.flush()
+            self._progress.writers[split] = writer.state()
+        write_json(
+            self._work / "state.json", {**asdict(self._progress), "seconds": self._seconds()}
+        )
+
+    def _check_stop(self) -> None:
+        if (signal_number := self._stop()) is not None:
+            if self._writers:
+                self._commit()
+            message = f"on request; what is done is kept in {self._work}"
+            raise Stopped(signal_number, message, "give the same command again to go on")
+
+    def _check_rejected(self) -> None:
+        rejected, rows = sum(self._progress.rejected.values()), self._progress.rows
+        if rejected > self._settings.max_rejected * rows:
+            reasons = ", ".join(f"{n} {why}" for why, n in sorted(self._progress.rejected.items()))
+            shutil.rmtree(self._work)
+            hint = f"mend the source, or allow it with --set max_rejected={rejected / rows:.3f}"
+            raise InputError(f"{rejected} of {rows} rows are not usable text ({reasons})", hint)
+
+    def _finish(self, tokenizer: Tokenizer, dtype: str) -> None:
+        splits = {split: writer.close() for split, writer in self._writers.items()}
+        for split in ("train", "val"):
+            if splits[split]["tokens"] < 2:
+                shutil.rmtree(self._work)
+                hint = "give --val FILE, or raise --held-out-share"
+                raise InputError(f"there is no text for the {split} split", hint)
+        sources, seconds = [source.describe() for source in self._sources], self._seconds()
+        progress, tokens = self._progress, sum(split["tokens"] for split in splits.values())
+        manifest = {
+            "schema": SCHEMA,
+            "eff": __version__,
+            "request": progress.request,
+            "sources": sources,
+            "tokenizer": tokenizers.describe(tokenizer),
+            "dtype": dtype,
+            "shard_tokens": self._settings.shard_tokens,
+            "splits": splits,
+            "split_rule": self._split_rule(),
+            "duplicates_removed": progress.duplicates,
+            "rejected": progress.rejected,
+            "mix": progress.mix,
+            "entropy_bits_per_byte": sources[0].get("entropy_bits_per_byte"),
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+        }
+        if len(sources) > 1:
+            manifest["entropy_bits_per_byte"] = None
+        for name in ("state.json", "held_out.u64"):
+            (self._work / name).unlink(missing_ok=True)
+        write_json(self._work / FILE, manifest)
+
+    def _split_rule(self) -> dict[str, str]:
+        missing = {s.name: ", ".join(sorted(set(SPLITS) - s.splits)) for s in self._sources}
+        return {n: f"{m} by hash of the text" if m else "its own" for n, m in missing.items()}

@@ -1,0 +1,81 @@
+"""Text becomes a corpus: once, whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from effcli.engine.data import tokenizers
+from effcli.engine.data.corpus import FILE, Corpus, remember, root
+from effcli.engine.data.job import Job
+from effcli.engine.data.sources import Plan, open_sources, plan
+from effcli.engine.records import Stop, Watch, never, unwatched
+from effcli.engine.runs.files import sync_folder
+from effcli.engine.runs.lock import locked
+from effcli.errors import InputError
+from effcli.settings.prepare import PrepareSettings
+
+
+def prepare(
+    settings: PrepareSettings,
+    given: Collection[str] = (),
+    watch: Watch = unwatched,
+    stop: Stop = never,
+) -> dict[str, Any]:
+    """Make the corpus that the settings describe, unless it is there already.
+
+    `given` names the settings that the user gave: one that has no effect is an error.
+    An interrupted preparation is continued.
+    """
+    chosen = plan(settings)
+    tokenizers.parse(chosen.tokenizer)
+    folder = settings.out or root() / chosen.corpus
+    if settings.verify:
+        Corpus.open(folder).verify()
+        return Corpus.open(folder).summary("verified")
+    request = _request(settings, chosen)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock"), f"the preparation of {folder}"):
+        status = "unchanged"
+        if settings.force or not (folder / FILE).exists():
+            if folder.exists() and not (folder / FILE).exists() and any(folder.iterdir()):
+                raise InputError(f"{folder} holds something else", "choose another --out")
+            sources = open_sources(chosen, settings, given)
+            _replace(folder, Job(settings, chosen, request, sources, watch, stop).run(folder))
+            status = "prepared"
+        else:
+            _check_same(folder, request)
+    remember(folder)
+    return Corpus.open(folder).summary(status)
+
+
+def _request(settings: PrepareSettings, chosen: Plan) -> dict[str, Any]:
+    """What decides the content of a corpus, as far as the user said it."""
+    asked = settings.model_dump(mode="json", exclude=set(settings.PLACES))
+    return {**asked, "sources": list(chosen.names), "tokenizer": chosen.tokenizer}
+
+
+def _check_same(folder: Path, request: dict[str, Any]) -> None:
+    manifest = Corpus.open(folder).manifest
+    if manifest["request"] != request:
+        changed = [name for name in request if request[name] != manifest["request"].get(name)]
+        message = f"{folder} was prepared with other settings ({', '.join(changed)})"
+        raise InputError(message, "choose another --out, or replace it with --force")
+    for source in manifest["sources"]:
+        for files in source["files"].values() if source["kind"] == "local" else ():
+            for file in files:
+                path = Path(file["path"])
+                if path.exists() and path.stat().st_size != file["bytes"]:
+                    message = f"{path} has changed since {folder} was prepared"
+                    raise InputError(message, "replace the corpus with --force")
+
+
+def _replace(folder: Path, work: Path) -> None:
+    """Put the finished work where the corpus belongs; an old one goes only then."""
+    old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    work.rename(folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)

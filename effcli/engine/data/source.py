@@ -1,0 +1,119 @@
+"""What a source of text offers, and what happens to a row before it is a document."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+SPLITS = ("val", "test", "train")  # held-out text first: it must be known before training text
+LONGEST_DOCUMENT = 2**20  # bytes; a longer one is cut, so that memory stays bounded
+PIECE = 2**16  # bytes of each part of a document that was cut
+
+
+class Row(NamedTuple):
+    """What a source yields: text, or whatever stood where text was expected."""
+
+    text: object
+    label: int = 0
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Something that text can be read from, as often as needed and always in the same order."""
+
+    name: str
+    """A short name, for the corpus folder."""
+    splits: frozenset[str]
+    """The splits that it brings itself; the others are taken from `train` by a hash."""
+    tokenizer: str
+    """The tokenizer that suits it."""
+    held_out_share: float
+    """Share of its documents for each split that it lacks."""
+
+    def rows(self, split: str) -> Iterator[Row]:
+        """Every row of a split."""
+        ...
+
+    def share_read(self) -> float | None:
+        """How much of the current split has been read, 0..1, if that can be known."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Where the text comes from, well enough to get the same text again."""
+        ...
+
+
+@dataclass(slots=True)
+class Item:
+    """A document on its way to a split, or the reason why it will not get there."""
+
+    text: str
+    data: bytes
+    label: int
+    digest: int
+    split: str = ""
+    rejected: str = ""
+
+
+def items(rows: Iterable[Row], longest: int, piece: int) -> Iterator[Item]:
+    """Check every row and cut the very long ones, at blank space where there is some."""
+    for row in rows:
+        text, label = row
+        if isinstance(text, bytes):
+            try:
+                text = text.decode("utf8")
+            except UnicodeDecodeError:
+                yield _reject("not_utf8")
+                continue
+        if not isinstance(text, str):
+            yield _reject("not_text")
+        elif not text or text.isspace():
+            yield _reject("empty")
+        else:
+            yield from _checked(text, label, longest, piece)
+
+
+def _checked(text: str, label: int, longest: int, piece: int) -> Iterator[Item]:
+    try:
+        data = text.encode("utf8")
+    except UnicodeEncodeError:  # half a surrogate pair, from an escape in JSON
+        yield _reject("not_utf8")
+        return
+    if len(data) <= longest:
+        yield Item(text, data, label, digest(data))
+        return
+    for part in cut(text, piece):
+        encoded = part.encode("utf8")
+        yield Item(part, encoded, label, digest(encoded))
+
+
+def _reject(reason: str) -> Item:
+    return Item("", b"", 0, 0, rejected=reason)
+
+
+def digest(data: bytes) -> int:
+    """64 bits that name a document by its content."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
+
+
+def cut(text: str, limit: int) -> Iterator[str]:
+    """Pieces of at most `limit` characters; each cut is before a word where there is one.
+
+    A cut before a single space and a letter does not change what any of the known
+    tokenizers makes of the text: there, both sides are pieces of their own.
+    """
+    start = 0
+    while len(text) - start > limit:
+        end = start + limit
+        at = _word_start(text, start + limit // 2, end)
+        yield text[start:at]
+        start = at
+    yield text[start:]
+
+
+def _word_start(text: str, low: int, high: int) -> int:
+    at = high
+    while (at := text.rfind(" ", low, at)) > low:
+        if text[at + 1].isalpha() and not text[at - 1].isspace():
+            return at
+    return high

@@ -1,0 +1,119 @@
+"""From what the user wrote to the sources that are read."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from effcli.catalog import SOURCES
+from effcli.engine.data.source import Source
+from effcli.errors import InputError
+from effcli.settings.corpora import CORPORA, MIXES
+from effcli.settings.prepare import PrepareSettings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which sources are read, in which shares, and what the corpus is called."""
+
+    names: tuple[str, ...]
+    shares: tuple[float, ...] | None
+    tokenizer: str
+    corpus: str
+
+    @property
+    def is_mix(self) -> bool:
+        """Whether shares of tokens were asked for."""
+        return self.shares is not None
+
+
+def plan(settings: PrepareSettings) -> Plan:
+    """Decide what to read, without opening anything."""
+    names, shares, title = settings.sources, None, ""
+    if settings.mix is not None:
+        if names:
+            raise InputError("give sources or --mix, not both")
+        names, shares = _parse_mix(settings.mix)
+        title = "mix-" + "-".join(_short_name(name) for name in names)
+    elif len(names) == 1 and names[0] in MIXES:
+        title = names[0]
+        mix = MIXES[title]
+        names, shares = tuple(mix.shares), tuple(mix.shares.values())
+    names = names or ("python",)
+    if len(set(names)) < len(names):
+        raise InputError("a source is named twice")
+    if settings.repeat and shares is None:
+        raise InputError("repeat: has no effect without a mix")
+    tokenizer = settings.tokenizer or _default_tokenizer(names, title)
+    title = title or "+".join(_short_name(name) for name in names)
+    suffix = tokenizer.replace(":", "")
+    return Plan(names, shares, tokenizer, f"{title[:80]}-{suffix}")
+
+
+def _parse_mix(text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    names, shares = [], []
+    for part in text.split(","):
+        name, _, share = part.strip().rpartition(":")
+        try:
+            shares.append(float(share))
+        except ValueError:
+            raise InputError(f"--mix {part.strip()}: not of the form name:share") from None
+        names.append(name)
+    if not all(names) or not all(share > 0 for share in shares):
+        raise InputError("--mix: every source needs a name and a share above 0")
+    total = sum(shares)
+    if abs(total - 1) > 0.01:
+        raise InputError(f"--mix: the shares add up to {total:g}, not to 1")
+    return tuple(names), tuple(share / total for share in shares)
+
+
+def _default_tokenizer(names: Collection[str], title: str) -> str:
+    if title in MIXES:
+        return MIXES[title].tokenizer
+    choices = {_kind(name)[1] for name in names}
+    return choices.pop() if len(choices) == 1 else "bpe:4096"
+
+
+def _kind(name: str) -> tuple[str, str]:
+    """The kind of a source and the tokenizer that suits it, from its name alone."""
+    if name in CORPORA:
+        return "hub", CORPORA[name].tokenizer
+    kind = name.partition(":")[0]
+    if kind in SOURCES and kind not in ("hub", "local") and not Path(name).exists():
+        return kind, SOURCES.load(kind).tokenizer
+    return "local", "bpe:4096"
+
+
+def _short_name(name: str) -> str:
+    kind, _ = _kind(name)
+    if kind == "local":
+        from effcli.engine.data.local import title
+
+        return title(name)
+    return name.replace(":", "-")
+
+
+def open_sources(chosen: Plan, settings: PrepareSettings, given: Collection[str]) -> list[Source]:
+    """Open every source. A setting in `given` that none of them heeds is an error."""
+    held_out = {s: p for s, p in (("val", settings.val), ("test", settings.test)) if p}
+    if held_out and (len(chosen.names) > 1 or _kind(chosen.names[0])[0] != "local"):
+        raise InputError("--val and --test go with one local source")
+    sources: list[Source] = []
+    for name in chosen.names:
+        kind, _ = _kind(name)
+        part: Any = SOURCES.load(kind)
+        if kind == "hub":
+            sources.append(part(name, settings.text_column))
+        elif kind == "local":
+            sources.append(part(name, settings.text_column, settings.separator, held_out))
+        else:
+            sources.append(part(name.partition(":")[2]))
+    for field in ("text_column", "separator"):
+        if field in given and not any(field in getattr(s, "used", ()) for s in sources):
+            raise InputError(f"{field}: has no effect on {', '.join(chosen.names)}")
+    is_hashed = any(len(source.splits) < 3 for source in sources)
+    if "held_out_share" in given and not is_hashed:
+        raise InputError("held_out_share: has no effect, the source brings its own splits")
+    if "seed" in given and not is_hashed and not chosen.is_mix:
+        raise InputError("seed: has no effect, nothing is drawn here")
+    return sources

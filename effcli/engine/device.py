@@ -1,0 +1,145 @@
+"""Where a run happens: processor, precision, threads, compilation, memory, randomness.
+
+Several processes will enter here, too: the process group, and who writes.
+"""
+
+import os
+import platform
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effcli.engine.protocols import LanguageModel
+from effcli.errors import InputError
+from effcli.settings.train import DeviceSettings
+
+LONGEST_BY_PRODUCTS = 512  # beyond, the square of the context costs more than the fused kernel loses
+
+
+class Device:
+    """The processor of a run, and how it is used."""
+
+    def __init__(self, settings: DeviceSettings) -> None:
+        self.kind = _kind(settings.name)
+        self.torch = torch.device(self.kind)
+        self.threads = settings.threads or _cores()
+        torch.set_num_threads(self.threads)
+        self.dtype = _precision(settings.precision, self.kind)
+        self._recompute = settings.recompute
+
+    def adopt(self, model: LanguageModel) -> None:
+        """Move a model here and set it up for this processor."""
+        model.to(self.torch)
+        model.dtype = self.dtype
+        for module in model.modules():
+            if hasattr(module, "dtype"):
+                module.dtype = self.dtype
+            if hasattr(module, "recompute"):
+                module.recompute = self._recompute
+            if hasattr(module, "by_products"):
+                is_short = model.context <= LONGEST_BY_PRODUCTS
+                module.by_products = self.kind == "cpu" and is_short
+
+    def describe(self) -> str:
+        """What decides speed, in one line."""
+        name = torch.cuda.get_device_name() if self.kind == "cuda" else _cpu_name()
+        threads = f", {self.threads} threads" if self.kind == "cpu" else ""
+        return f"{name}{threads}, {str(self.dtype).removeprefix('torch.')}"
+
+    def synchronize(self) -> None:
+        """Wait until everything asked for is done."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize()
+        elif self.kind == "mps":
+            torch.mps.synchronize()
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory this process has held, on the GPU if it runs there."""
+        if self.kind == "cuda":
+            return torch.cuda.max_memory_allocated()
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    def available_bytes(self) -> int | None:
+        """Memory that a run could still take, if the system tells."""
+        if self.kind == "cuda":
+            return torch.cuda.mem_get_info()[0]
+        try:
+            pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError, AttributeError):
+            return None
+        free = pages * size
+        with_cache = _meminfo_available()
+        return max(free, with_cache) if with_cache else free
+
+    def rng_state(self) -> dict[str, Tensor]:
+        """The state of every random generator of this device."""
+        state = {"cpu": torch.get_rng_state()}
+        if self.kind == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state()
+        return state
+
+    def set_rng_state(self, state: dict[str, Tensor]) -> None:
+        """Go on with random numbers as if nothing had happened."""
+        torch.set_rng_state(state["cpu"])
+        if self.kind == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is one of the ways in which memory runs out."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("can't allocate memory" in text or "out of memory" in text)
+    )
+
+
+def _kind(name: str) -> str:
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(kind for kind in ("cuda", "mps", "cpu") if has[kind])
+    if not has[name]:
+        raise InputError(f"device.name: there is no {name} device here", "use auto or cpu")
+    return name
+
+
+def _precision(name: str, kind: str) -> torch.dtype:
+    if name != "auto":
+        return torch.float32 if name == "float32" else torch.bfloat16
+    if kind == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float32
+    has_bf16_units = any(capabilities().get(unit) for unit in ("avx512_bf16", "amx_bf16"))
+    return torch.bfloat16 if kind == "cpu" and has_bf16_units else torch.float32
+
+
+def capabilities() -> dict[str, Any]:
+    """What the CPU can do, as far as this version of torch can tell."""
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    return dict(ask()) if ask else {}
+
+
+def _cpu_name() -> str:
+    return str(capabilities().get("cpu_name") or platform.processor() or platform.machine())
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
+
+
+def _meminfo_available() -> int | None:
+    try:
+        with open("/proc/meminfo") as stream:
+            line = next((line for line in stream if line.startswith("MemAvailable")), "")
+        return int(line.split()[1]) * 1024
+    except (OSError, IndexError, ValueError):
+        return None

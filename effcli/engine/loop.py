@@ -1,0 +1,119 @@
+"""The training loop. There is one."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from effcli.engine.device import Device
+from effcli.engine.measure.meter import Budget, Meter
+from effcli.engine.optim.optimizer import Optimizer
+from effcli.engine.protocols import Batch, BatchSource, LanguageModel, Objective
+from effcli.engine.records import Diverged, Step, Stop, never
+from effcli.errors import Stopped
+
+
+@dataclass
+class Parts:
+    """What a loop moves. A method replaces the one part that it is about."""
+
+    model: LanguageModel
+    batches: BatchSource
+    objective: Objective
+    optimizer: Optimizer
+    schedule: Callable[[float], float]
+    """Learning-rate factor as a function of progress."""
+    meter: Meter
+    budget: Budget
+    device: Device
+    micro: int
+    """Sequences per forward pass; the gradients of a step's parts add up."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on exactly, but for the model's weights."""
+        return {
+            "batches": self.batches.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "meter": self.meter.state_dict(),
+            "rng": self.device.rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.batches.load_state_dict(state["batches"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.meter.load_state_dict(state["meter"])
+        self.device.set_rng_state(state["rng"])
+
+    def step_flops(self, sequences: int) -> float:
+        """What one optimizer step will cost, all accounts together."""
+        shape = (sequences, self.model.context)
+        nothing = torch.empty(shape, dtype=torch.long, device="meta")
+        bill = self.objective.flops(self.model, Batch(nothing, nothing, nothing[:, 0]))
+        return sum(bill.values()) + self.optimizer.flops
+
+    def compile(self) -> None:
+        """Compile the model and run every shape once, leaving no trace but speed."""
+        rng = self.device.rng_state()
+        shape = (self.micro, self.model.context)
+        zeros = torch.zeros(shape, dtype=torch.long, device=self.device.torch)
+        self.model.trunk.compile(dynamic=False)
+        for is_training in (True, False):
+            self.model.train(is_training)
+            with torch.set_grad_enabled(is_training):
+                loss = self.objective(self.model, Batch(zeros, zeros, zeros[:, 0])).mean
+            if is_training:
+                loss.backward()
+        self.optimizer.zero_grad()
+        self.device.synchronize()
+        self.device.set_rng_state(rng)
+
+
+def train(parts: Parts, *, until: float = 1.0, stop: Stop = never) -> Iterator[Step | Diverged]:
+    """Train until this share of the budget is spent, yielding one record per optimizer step.
+
+    The caller drives: between two steps it may evaluate, save or end. A signal ends the
+    loop inside a step, too; the parts are then as they were before that step.
+    """
+    model, meter, optimizer, batches = parts.model, parts.meter, parts.optimizer, parts.batches
+    model.train()
+    while (progress := parts.budget.progress(meter)) < until:
+        with meter.timing("train"):
+            factor = parts.schedule(progress)
+            boundary = (batches.state_dict(), parts.device.rng_state())
+            batch = batches.draw(progress)
+            mean, bill = 0.0, {"train": optimizer.flops}
+            for micro in _micro_batches(batch, parts.micro):
+                if (signal_number := stop()) is not None:
+                    optimizer.zero_grad()
+                    batches.load_state_dict(boundary[0])
+                    parts.device.set_rng_state(boundary[1])
+                    raise Stopped(signal_number, "on request, inside a step")
+                micro = micro.to(parts.device.torch)
+                share = len(micro) / len(batch)
+                loss = parts.objective(model, micro)
+                (loss.mean * share).backward()
+                mean += loss.mean.item() * share
+                batches.feedback(micro, loss)
+                for account, flops in parts.objective.flops(model, micro).items():
+                    bill[account] = bill.get(account, 0.0) + flops
+            norm, lr = optimizer.clip().item(), optimizer.groups[0].lr * factor
+            if not (math.isfinite(mean) and math.isfinite(norm)):
+                optimizer.zero_grad()
+                yield Diverged(meter.steps + 1, str(mean), str(norm), lr)
+                return
+            optimizer.step(factor)
+            optimizer.zero_grad()
+        for account, flops in bill.items():
+            meter.charge(account, flops)
+        meter.tokens += batch.inputs.numel()
+        meter.steps += 1
+        spent = (meter.tokens, meter.spent_flops(), meter.spent_seconds())
+        yield Step(meter.steps, progress, mean, lr, norm, *spent)
+
+
+def _micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
+    for start in range(0, len(batch), size):
+        yield batch.part(start, start + size)

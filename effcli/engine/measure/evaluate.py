@@ -1,0 +1,68 @@
+"""The held-out loss: always the same windows for a corpus and a context."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from effcli.engine.data.corpus import Split
+from effcli.engine.device import Device
+from effcli.engine.objectives.cross_entropy import head_loss
+from effcli.engine.protocols import LanguageModel
+from effcli.engine.records import Stop
+from effcli.errors import InputError, Stopped
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Windows of held-out text, one more token long than the context."""
+
+    tokens: NDArray[np.int64]
+    bytes: int
+    """Length of the text that is predicted."""
+
+    @classmethod
+    def of(cls, split: Split, token_bytes: NDArray[np.int64], context: int, budget: int) -> "HeldOut":
+        """About `budget` tokens, in windows spread evenly over the split."""
+        there = split.windows(context)
+        if there == 0:
+            raise InputError(
+                f"the held-out text has {split.tokens} tokens, less than one context of {context}",
+                "prepare more held-out text, or set a smaller model.context",
+            )
+        count = max(1, min(there, budget // context))
+        starts = np.arange(count, dtype=np.int64) * there // count * context
+        tokens = split.read(starts, context + 1)
+        return cls(tokens, int(token_bytes[tokens[:, 1:]].sum()))
+
+    @property
+    def predicted(self) -> int:
+        """Tokens that are predicted."""
+        return self.tokens.shape[0] * (self.tokens.shape[1] - 1)
+
+    def bits_per_byte(self, loss: float) -> float:
+        """A loss in nats per token, whatever the tokens are."""
+        return loss * self.predicted / (self.bytes * math.log(2))
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: LanguageModel, held_out: HeldOut, device: Device, batch: int, stop: Stop
+) -> float:
+    """Mean loss over all windows, in nats per token."""
+    was_training = model.training
+    model.eval()
+    total, windows = 0.0, torch.from_numpy(held_out.tokens)
+    try:
+        for start in range(0, len(windows), batch):
+            if (signal_number := stop()) is not None:
+                raise Stopped(signal_number, "on request, during an evaluation")
+            rows = torch.arange(start, start + batch) % len(windows)  # one shape for all batches
+            part = windows[rows].to(device.torch)
+            _, each = head_loss(model, model.features(part[:, :-1]), part[:, 1:])
+            total += each[: len(windows) - start].double().sum().item()
+    finally:
+        model.train(was_training)
+    return total / held_out.predicted

@@ -1,0 +1,52 @@
+"""The machine's own limit: how fast it multiplies matrices. Measured once and kept."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from effcli import __version__
+from effcli.engine.device import Device
+from effcli.engine.runs.files import read_json, write_json
+from effcli.errors import InputError
+
+_SECONDS = 0.6
+
+
+def cache_folder() -> Path:
+    """Where facts about this machine are kept: `~/.cache/eff`, or what EFF_CACHE says."""
+    return Path(os.environ.get("EFF_CACHE") or Path.home() / ".cache" / "eff")
+
+
+def peak_flops(device: Device, *, keep: bool = True) -> float:
+    """FLOPs per second of a large product in the run's precision."""
+    path = cache_folder() / "peaks.json"
+    key = f"{device.describe()} torch {torch.__version__} eff {__version__}"
+    try:
+        known = read_json(path)
+        if isinstance(known, dict) and isinstance(known.get(key), float):
+            return float(known[key])
+    except InputError:
+        known = {}
+    measured = _measure(device)
+    if keep:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {**(known if isinstance(known, dict) else {}), key: measured})
+        except OSError:
+            pass  # it will be measured again
+    return measured
+
+
+def _measure(device: Device) -> float:
+    m, k, n = (8192, 8192, 8192) if device.kind == "cuda" else (2048, 768, 3072)
+    a = torch.randn(m, k, device=device.torch).to(device.dtype)
+    b = torch.randn(n, k, device=device.torch).to(device.dtype)
+    best, end = 0.0, time.perf_counter() + _SECONDS
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        a @ b.T
+        device.synchronize()
+        best = max(best, 2 * m * k * n / (time.perf_counter() - started))
+    return best

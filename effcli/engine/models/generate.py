@@ -1,0 +1,121 @@
+"""Text from a model, one token at a time, with the keys and values of the past kept."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from effcli.engine.data.tokenizers import Tokenizer
+from effcli.engine.protocols import LanguageModel
+from effcli.engine.records import Stop, never
+from effcli.errors import Stopped
+from effcli.settings.generate import SamplingSettings
+
+
+def choose(
+    logits: Float[Tensor, "batch vocab"],
+    seen: Int[Tensor, "batch vocab"],
+    s: SamplingSettings,
+    generator: torch.Generator,
+) -> Int[Tensor, " batch"]:
+    """Draw a token for each row. `seen` counts how often each token occurred before."""
+    if s.repetition_penalty != 1.0:
+        punished = torch.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
+        logits = torch.where(seen > 0, punished, logits)
+    if s.temperature == 0:
+        return logits.argmax(-1)
+    probabilities = (logits / s.temperature).softmax(-1)
+    ranked, order = probabilities.sort(stable=True, dim=-1, descending=True)
+    kept = torch.ones_like(ranked, dtype=torch.bool)
+    if s.top_k:
+        kept[:, s.top_k :] = False
+    if s.top_p < 1:  # the token that crosses the line is kept, so there is always one
+        kept &= ranked.cumsum(-1) - ranked < s.top_p
+    if s.min_p:
+        kept &= ranked >= s.min_p * ranked[:, :1]
+    picked = torch.multinomial((ranked * kept).cpu(), 1, generator=generator).to(order.device)
+    return order.gather(1, picked).squeeze(1)
+
+
+@dataclass
+class Writing:
+    """One text that is being written."""
+
+    ids: list[int] = field(default_factory=list)
+    is_done: bool = False
+    _shown: int = 0
+
+    def text(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> str:
+        """What was written, up to the first stop text."""
+        text = tokenizer.decode(self.ids)
+        cuts = [at for stop in stops if (at := text.find(stop)) >= 0]
+        return text[: min(cuts)] if cuts else text
+
+    def news(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> str:
+        """What can be shown that was not shown yet: no half characters, no half stop texts."""
+        text = self.text(tokenizer, stops)
+        end = len(text)
+        if not self.is_done:
+            end -= 1 if text.endswith("\ufffd") else 0
+            end -= max((len(stop) - 1 for stop in stops), default=0)
+        fresh = text[self._shown : max(end, self._shown)]
+        self._shown = max(end, self._shown)
+        return fresh
+
+
+@torch.no_grad()
+def write(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    settings: SamplingSettings,
+    stop: Stop = never,
+) -> Iterator[list[Writing]]:
+    """Continue a prompt; yields all texts after every token. A new document is begun first.
+
+    When the context is full, the model goes on with the second half of what it sees.
+    """
+    was_training = model.training
+    model.eval()
+    device, count = model.head.device, settings.num_return_sequences
+    generator = torch.Generator().manual_seed(settings.seed)
+    start = [tokenizer.separator, *map(int, tokenizer.encode(prompt))]
+    history = torch.tensor([start] * count, device=device)
+    seen = torch.zeros(count, model.vocab_size, dtype=torch.long, device=device)
+    seen.scatter_add_(1, history, torch.ones_like(history))
+    writings = [Writing() for _ in range(count)]
+    cache, fresh = model.new_cache(count), history[:, -(model.context - 1) :]
+    try:
+        for _ in range(settings.max_new_tokens):
+            if (signal_number := stop()) is not None:
+                raise Stopped(signal_number, "on request, while writing")
+            if cache.length + fresh.shape[1] > model.context:
+                cache, fresh = model.new_cache(count), history[:, -(model.context // 2) :]
+            logits = model.logits(model.features(fresh, cache)[:, -1])
+            fresh = choose(logits, seen, settings, generator).unsqueeze(1)
+            history = torch.cat([history, fresh], dim=1)[:, -model.context :]
+            seen.scatter_add_(1, fresh, torch.ones_like(fresh))
+            for writing, token in zip(writings, fresh[:, 0].tolist(), strict=True):
+                _extend(writing, token, tokenizer, settings.stop)
+            yield writings
+            if all(writing.is_done for writing in writings):
+                return
+        for writing in writings:
+            writing.is_done = True
+        yield writings  # with what was held back in case a stop text had begun
+    finally:
+        model.train(was_training)
+
+
+def _extend(writing: Writing, token: int, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
+    if writing.is_done:
+        return
+    if token == tokenizer.separator:  # the document has ended
+        writing.is_done = True
+        return
+    writing.ids.append(token)
+    if stops:
+        tail = tokenizer.decode(writing.ids[-max(map(len, stops)) - 4 :])
+        writing.is_done = any(stop in tail for stop in stops)

@@ -1,0 +1,219 @@
+"""A decoder-only transformer: GPT-2 at one end of its settings, the modern recipe at the other."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from effcli.engine.models.layers import (
+    KeyValueCache,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    Rotary,
+    attend,
+    generators,
+    padded,
+    rms_norm,
+    rotate,
+)
+from effcli.engine.protocols import LanguageModel
+from effcli.settings.model import GPTSettings
+
+
+class Attention(nn.Module):
+    """Causal self-attention over several heads."""
+
+    def __init__(self, s: GPTSettings) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.qk_norm = s.heads, s.dropout, s.qk_norm
+        self.by_products = False
+        self.query = Linear(s.width, s.width, bias=s.bias)
+        self.key = Linear(s.width, s.width, bias=s.bias)
+        self.value = Linear(s.width, s.width, bias=s.bias)
+        self.output = Linear(s.width, s.width, bias=s.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time width"],
+        angles: tuple[Tensor, Tensor] | None,
+        cache: KeyValueCache | None,
+        layer: int,
+    ) -> Float[Tensor, "batch time width"]:
+        """What every position takes from those before it."""
+        q, k, v = (self._by_head(part(x)) for part in (self.query, self.key, self.value))
+        if self.qk_norm:
+            q, k = rms_norm(q), rms_norm(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        dropout = self.dropout if self.training else 0.0
+        y = attend(q, k, v, by_products=self.by_products, dropout=dropout)
+        out: Tensor = self.output(y.transpose(1, 2).flatten(2))
+        return out
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """What every position makes of itself."""
+
+    def __init__(self, s: GPTSettings) -> None:
+        super().__init__()
+        self.activation = s.activation
+        hidden = mlp_width(s)
+        self.up = Linear(s.width, hidden, bias=s.bias)
+        if s.activation == "swiglu":
+            self.gate = Linear(s.width, hidden, bias=s.bias)
+        self.down = Linear(hidden, s.width, bias=s.bias)
+
+    def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
+        """Up, nonlinearity, down."""
+        h = self.up(x)
+        if self.activation == "relu2":
+            h = F.relu(h).square()
+        elif self.activation == "gelu":
+            h = F.gelu(h)
+        else:
+            h = F.silu(self.gate(x)) * h
+        out: Tensor = self.down(h)
+        return out
+
+
+def mlp_width(s: GPTSettings) -> int:
+    """Hidden channels of the MLP: as many products, whatever the activation."""
+    return 4 * s.width if s.activation != "swiglu" else -(-8 * s.width // 3 // 8) * 8
+
+
+class Block(nn.Module):
+    """Attention, then the MLP, each added to the residual stream."""
+
+    def __init__(self, s: GPTSettings) -> None:
+        super().__init__()
+        self.norm1, self.attention = _norm(s), Attention(s)
+        self.norm2, self.mlp = _norm(s), MLP(s)
+        self.drop = nn.Dropout(s.dropout)
+
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None, layer: int
+    ) -> Tensor:
+        """The residual stream after this block."""
+        x = x + self.drop(self.attention(self.norm1(x), angles, cache, layer))
+        out: Tensor = x + self.drop(self.mlp(self.norm2(x)))
+        return out
+
+
+def _norm(s: GPTSettings) -> nn.Module:
+    return LayerNorm(s.width) if s.norm == "layer" else RMSNorm()
+
+
+class Trunk(nn.Module):
+    """From token ids to the last features."""
+
+    def __init__(self, s: GPTSettings, rows: int) -> None:
+        super().__init__()
+        self.dtype, self.recompute = torch.float32, False
+        self.embedding_norm = s.embedding_norm
+        self.embedding = nn.Embedding(rows, s.width)
+        if s.positions == "learned":
+            self.positions = nn.Embedding(s.context, s.width)
+        else:
+            self.rotary = Rotary(s.width // s.heads, s.context)
+        self.drop = nn.Dropout(s.dropout)
+        self.blocks = nn.ModuleList(Block(s) for _ in range(s.layers))
+        self.norm = _norm(s)
+
+    def forward(
+        self, tokens: Int[Tensor, "batch time"], cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "batch time width"]:
+        """The last hidden state; with a cache, `tokens` come after what is in it."""
+        start, time = (cache.length if cache else 0), tokens.shape[1]
+        x, angles = self.embedding(tokens), None
+        if hasattr(self, "positions"):
+            x = x + self.positions(torch.arange(start, start + time, device=tokens.device))
+        else:
+            angles = self.rotary(start, time)
+        if self.embedding_norm:
+            x = rms_norm(x)
+        x = self.drop(x.to(self.dtype))
+        for layer, block in enumerate(self.blocks):
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, angles, None, layer, use_reentrant=False)
+            else:
+                x = block(x, angles, cache, layer)
+        if cache is not None:
+            cache.length += time
+        out: Tensor = self.norm(x)
+        return out
+
+
+class GPT(LanguageModel):
+    """A GPT of any recipe. Vocabulary tables are padded for speed, never in the loss."""
+
+    def __init__(self, settings: GPTSettings, vocab_size: int, seed: int = 0) -> None:
+        super().__init__()
+        self.settings = settings
+        self.vocab_size, self.context = vocab_size, settings.context
+        self.soft_cap = settings.soft_cap
+        self.trunk: Trunk = Trunk(settings, padded(vocab_size))
+        if not settings.tied:
+            self.unembedding = Linear(settings.width, padded(vocab_size), bias=False)
+        self._initialize(seed)
+
+    @property
+    def head(self) -> Tensor:
+        """The table of outputs; the embedding itself, if they are tied."""
+        return self.trunk.embedding.weight if self.settings.tied else self.unembedding.weight
+
+    def parameter_count(self) -> int:
+        """Weights, without the rows that only pad a table."""
+        tables = 1 if self.settings.tied else 2
+        padding = (padded(self.vocab_size) - self.vocab_size) * self.settings.width * tables
+        return sum(p.numel() for p in self.parameters()) - padding
+
+    def new_cache(self, batch: int) -> KeyValueCache:
+        """Room for the keys and values of a whole context."""
+        s = self.settings
+        shape = (batch, s.heads, s.context, s.width // s.heads)
+        return KeyValueCache(s.layers, shape, self.head.new_empty(0, dtype=self.trunk.dtype))
+
+    def forward_flops(self, batch: int, time: int, *, dense: bool = False) -> float:
+        """Products only: 2·m·n·k each. Position t attends to t keys, unless `dense`."""
+        s = self.settings
+        per_token = s.layers * (8 * s.width**2 + self._mlp_flops()) + 2 * s.width * len(self.head)
+        pairs = time * time if dense else time * (time + 1) // 2
+        return float(batch * (time * per_token + s.layers * 4 * s.width * pairs))
+
+    def backward_flops(self, batch: int, time: int) -> float:
+        """Twice the forward: one product for the inputs, one for the weights."""
+        again = self.forward_flops(batch, time) - 2 * batch * time * self.settings.width * len(self.head)
+        recomputed = again if self.trunk.recompute else 0.0
+        return 2 * self.forward_flops(batch, time) + recomputed
+
+    def _mlp_flops(self) -> int:
+        products = 3 if self.settings.activation == "swiglu" else 2
+        return products * 2 * self.settings.width * mlp_width(self.settings)
+
+    @torch.no_grad()
+    def _initialize(self, seed: int) -> None:
+        s = self.settings
+        for name, parameter, generator in generators(self, seed):
+            if parameter.ndim < 2:
+                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+                continue
+            std = s.init_std or 1 / math.sqrt(parameter.shape[1])
+            if name.endswith(("output.weight", "down.weight")):
+                std = 0.0 if s.zero_init else std / math.sqrt(2 * s.layers)
+            elif name == "unembedding.weight":
+                std = 0.001
+            elif "embedding" in name or "positions" in name:
+                std = 1.0 if s.embedding_norm and not s.tied else 0.02
+            parameter.normal_(0.0, std, generator=generator)
+
+

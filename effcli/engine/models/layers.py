@@ -1,0 +1,135 @@
+"""The small parts that models share. Weights are float32; products run in the input's type."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from effcli.engine.data.order import mix64
+from effcli.engine.data.source import digest
+
+PAD_TO = 64  # rows of embeddings and heads are a multiple of this, for the matrix units
+
+
+class Linear(nn.Linear):
+    """A linear layer that casts its float32 weights to the type of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` times the transposed weight."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm computed in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` with mean 0 and variance 1 over its channels, then gain and bias."""
+        return super().forward(x.float()).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm without weights, computed in float32 (Zhang & Sennrich 2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` with a mean square of 1 over its channels."""
+        return rms_norm(x)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """`x` divided by the root of its mean square over the last axis."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+class Rotary(nn.Module):
+    """Angles of rotary positions (Su et al. 2021)."""
+
+    def __init__(self, channels: int, context: int, base: float = 10_000.0) -> None:
+        super().__init__()
+        frequencies = base ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
+        angles = torch.outer(torch.arange(context, dtype=torch.float64), frequencies)
+        self.register_buffer("cosine", angles.cos().float(), persistent=False)
+        self.register_buffer("sine", angles.sin().float(), persistent=False)
+
+    def forward(self, start: int, time: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for positions start..start+time-1, each of shape (time, channels/2)."""
+        cosine, sine = self.get_buffer("cosine"), self.get_buffer("sine")
+        return cosine[start : start + time], sine[start : start + time]
+
+
+def rotate(
+    x: Float[Tensor, "batch heads time channels"], angles: tuple[Tensor, Tensor]
+) -> Float[Tensor, "batch heads time channels"]:
+    """Turn each pair of channels (c, c + half) by the angle of its position."""
+    cosine, sine = (part.to(x.dtype) for part in angles)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
+
+
+def attend(
+    q: Float[Tensor, "batch heads time channels"],
+    k: Float[Tensor, "batch heads past channels"],
+    v: Float[Tensor, "batch heads past channels"],
+    *,
+    by_products: bool,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch heads time channels"]:
+    """Causal attention; the queries are the last of the keys' positions.
+
+    `by_products` is two plain batched products: on CPUs with matrix units its backward
+    pass is faster than the fused kernel's, as long as the context is short.
+    """
+    time, past = q.shape[-2], k.shape[-2]
+    if by_products:
+        allowed = torch.ones(time, past, dtype=torch.bool, device=q.device).tril(past - time)
+        bias = torch.zeros(time, past, dtype=q.dtype, device=q.device)
+        bias = bias.masked_fill(~allowed, float("-inf"))
+        scores = torch.baddbmm(
+            bias.expand(q.shape[0] * q.shape[1], time, past),
+            q.flatten(0, 1),
+            k.flatten(0, 1).transpose(1, 2),
+            alpha=1 / math.sqrt(q.shape[-1]),
+        )
+        weights = F.dropout(scores.softmax(-1), dropout)
+        return torch.bmm(weights, v.flatten(0, 1)).view(*q.shape[:-1], v.shape[-1])
+    if time == past:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+    mask = torch.ones(time, past, dtype=torch.bool, device=q.device).tril(past - time)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+class KeyValueCache:
+    """Keys and values of the positions seen so far, for every layer."""
+
+    def __init__(self, layers: int, shape: tuple[int, int, int, int], like: Tensor) -> None:
+        self._keys = [like.new_empty(shape) for _ in range(layers)]
+        self._values = [like.new_empty(shape) for _ in range(layers)]
+        self.length = 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add positions to a layer, and return all that it has."""
+        stop = self.length + k.shape[-2]
+        self._keys[layer][:, :, self.length : stop] = k
+        self._values[layer][:, :, self.length : stop] = v
+        return self._keys[layer][:, :, :stop], self._values[layer][:, :, :stop]
+
+
+def padded(rows: int) -> int:
+    """Rows of a table for `rows` ids, rounded up for the matrix units."""
+    return -(-rows // PAD_TO) * PAD_TO
+
+
+def generators(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor, torch.Generator]]:
+    """Every parameter with a random generator of its own.
+
+    A tensor's start depends on the seed and its name alone, so two models share the
+    values of every tensor that they have in common.
+    """
+    for name, parameter in model.named_parameters():
+        own = mix64(seed ^ digest(name.encode()))
+        yield name, parameter, torch.Generator().manual_seed(own % 2**63)
+

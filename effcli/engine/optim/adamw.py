@@ -1,0 +1,16 @@
+"""AdamW for everything: matrices decay, gains and biases do not."""
+
+from effcli.engine.optim.optimizer import Group
+from effcli.engine.protocols import LanguageModel
+from effcli.settings.optim import AdamWSettings
+
+
+def route(model: LanguageModel, settings: AdamWSettings) -> list[Group]:
+    """Two groups that differ in their decay."""
+    decaying, plain = [], []
+    for name, parameter in model.named_parameters():
+        (decaying if parameter.ndim >= 2 else plain).append((name, parameter))
+    return [
+        Group("adamw", settings.lr, settings.weight_decay, decaying),
+        Group("adamw", settings.lr, 0.0, plain),
+    ]

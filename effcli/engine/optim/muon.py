@@ -1,0 +1,19 @@
+"""Muon for the blocks' matrices (Jordan et al. 2024), Adam with rates of its own for the rest."""
+
+from effcli.engine.optim.optimizer import Group
+from effcli.engine.protocols import LanguageModel
+from effcli.settings.optim import MuonSettings
+
+
+def route(model: LanguageModel, settings: MuonSettings) -> list[Group]:
+    """One group for each role that a tensor can have."""
+    lr = settings.lr
+    groups = {
+        "matrix": Group("muon", lr, settings.weight_decay, []),
+        "embedding": Group("adamw", lr * settings.embedding_rate, 0.0, []),
+        "head": Group("adamw", lr * settings.head_rate, 0.0, []),
+        "scalar": Group("adamw", lr * settings.scalar_rate, 0.0, []),
+    }
+    for name, parameter in model.named_parameters():
+        groups[model.role(name, parameter)].tensors.append((name, parameter))
+    return [group for group in groups.values() if group.tensors]

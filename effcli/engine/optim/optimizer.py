@@ -1,0 +1,113 @@
+"""Several optimizers, each for its tensors, moved as one."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from effcli.engine.protocols import LanguageModel
+from effcli.errors import InputError
+from effcli.registry import resolve_place
+from effcli.settings.optim import MuonSettings, OptimizerSettings
+
+NEWTON_SCHULZ_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that are moved by the same rule at the same peak rate."""
+
+    rule: Literal["adamw", "muon"]
+    lr: float
+    weight_decay: float
+    tensors: list[tuple[str, nn.Parameter]]
+
+
+class Optimizer:
+    """The optimizers of a run. Its state is named by tensor, so it survives any regrouping."""
+
+    def __init__(self, model: LanguageModel, settings: OptimizerSettings) -> None:
+        self.groups: list[Group] = resolve_place(settings.place)(model, settings)
+        self._clip = settings.clip
+        self._parameters = [p for group in self.groups for _, p in group.tensors]
+        routed = [id(p) for p in self._parameters]
+        assert sorted(routed) == sorted(map(id, model.parameters())), "a tensor is not routed once"
+        self._parts = [_part(group, settings) for group in self.groups]
+        self.flops = sum(map(newton_schulz_flops, self._of("muon")))
+
+    def _of(self, rule: str) -> list[Tensor]:
+        return [p for group in self.groups if group.rule == rule for _, p in group.tensors]
+
+    def clip(self) -> Tensor:
+        """Scale the whole gradient down to the allowed norm; returns the norm it had."""
+        limit = self._clip or float("inf")
+        norm: Tensor = nn.utils.clip_grad_norm_(self._parameters, limit)
+        return norm
+
+    def step(self, factor: float) -> None:
+        """Move every tensor, at `factor` times its peak rate."""
+        for group, part in zip(self.groups, self._parts, strict=True):
+            part.param_groups[0]["lr"] = group.lr * factor
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def describe(self) -> str:
+        """Which tensors go where, in one line."""
+        counts = {"muon": len(self._of("muon")), "adamw": len(self._of("adamw"))}
+        names = {"muon": "Muon", "adamw": "AdamW"}
+        return ", ".join(f"{n} tensors to {names[rule]}" for rule, n in counts.items() if n)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments of every tensor, as `<tensor>/<moment>`."""
+        return {
+            f"{name}/{key}": value
+            for group, part in zip(self.groups, self._parts, strict=True)
+            for name, parameter in group.tensors
+            for key, value in part.state.get(parameter, {}).items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state; one that names unknown tensors does not fit."""
+        by_tensor: dict[str, dict[str, Any]] = {}
+        for path, value in state.items():
+            name, _, key = path.rpartition("/")
+            by_tensor.setdefault(name, {})[key] = value
+        for group, part in zip(self.groups, self._parts, strict=True):
+            for name, parameter in group.tensors:
+                if name in by_tensor:
+                    moments = by_tensor.pop(name)
+                    part.state[parameter] = {k: v.to(parameter.device) for k, v in moments.items()}
+        if by_tensor:
+            raise InputError(f"the optimizer's state does not fit the model: {min(by_tensor)}")
+
+
+def _part(group: Group, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    parameters = [parameter for _, parameter in group.tensors]
+    if group.rule == "muon":
+        assert isinstance(settings, MuonSettings)
+        return torch.optim.Muon(
+            parameters,
+            lr=group.lr,
+            weight_decay=group.weight_decay,
+            momentum=settings.momentum,
+            ns_steps=NEWTON_SCHULZ_STEPS,
+        )
+    return torch.optim.AdamW(
+        parameters,
+        lr=group.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        weight_decay=group.weight_decay,
+        fused=parameters[0].device.type in ("cpu", "cuda"),
+    )
+
+
+def newton_schulz_flops(matrix: Tensor) -> float:
+    """Three products for each iteration of the orthogonalization."""
+    short, long = sorted(matrix.shape)
+    return float(NEWTON_SCHULZ_STEPS * (4 * short**2 * long + 2 * short**3))

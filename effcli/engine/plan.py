@@ -1,0 +1,78 @@
+"""What a run will cost, before anything is spent."""
+
+import shutil
+from dataclasses import dataclass
+
+from effcli.engine.loop import Parts
+from effcli.engine.measure.meter import Budget
+from effcli.engine.objectives.cross_entropy import CHUNK_LOGITS
+from effcli.settings.model import GPTSettings
+from effcli.settings.train import TrainSettings
+
+MICRO_TOKENS = 8192  # measured: fewer at once are slower, more are not faster
+ASSUMED_MFU = 0.3
+COMPILING_EARNS_AFTER = 300.0  # seconds of training; it takes tens of them and saves about a quarter
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Sizes are exact; seconds and memory are estimates."""
+
+    parameters: int
+    steps: int
+    tokens: int
+    flops: float
+    epochs: float
+    seconds: float
+    memory_bytes: int
+    micro: int
+
+    @property
+    def earns_compiling(self) -> bool:
+        """Whether the run is long enough, and the machine able."""
+        has_compiler = any(map(shutil.which, ("c++", "g++", "clang++", "cl")))
+        return has_compiler and self.seconds > COMPILING_EARNS_AFTER
+
+
+def micro_batch(settings: TrainSettings, context: int) -> int:
+    """Sequences per forward pass: the most that divide a step evenly and fit MICRO_TOKENS."""
+    sequences = settings.batch.sequences
+    if settings.batch.micro is not None:
+        return min(settings.batch.micro, sequences)
+    most = max(1, min(sequences, MICRO_TOKENS // context))
+    return next(size for size in range(most, 0, -1) if sequences % size == 0)
+
+
+def forecast(settings: TrainSettings, parts: Parts, corpus_tokens: int, peak: float) -> Forecast:
+    """Spend the budget on paper."""
+    sequences = settings.batch.sequences
+    flops, tokens = parts.step_flops(sequences), sequences * parts.model.context
+    seconds = flops / (peak * ASSUMED_MFU)
+    each = {"steps": 1, "tokens": tokens, "flops": flops, "seconds": seconds}
+    steps = min(-int(-limit // each[name]) for name, limit in Budget(settings).limits.items())
+    return Forecast(
+        parameters=parts.model.parameter_count(),
+        steps=steps,
+        tokens=steps * tokens,
+        flops=steps * flops,
+        epochs=steps * tokens / corpus_tokens,
+        seconds=steps * seconds,
+        memory_bytes=_memory(settings, parts),
+        micro=parts.micro,
+    )
+
+
+def _memory(settings: TrainSettings, parts: Parts) -> int:
+    """Weights, gradients and moments in float32, and the activations of one forward pass."""
+    model, device, shape = parts.model, parts.device, settings.model
+    item = device.dtype.itemsize
+    held = model.parameter_count() * (16 + item)
+    tokens = parts.micro * model.context
+    logits = max(CHUNK_LOGITS, 256 * len(model.head)) * 12
+    if not isinstance(shape, GPTSettings):
+        return held + logits
+    per_layer = 34 * shape.width * item
+    if device.kind == "cpu":  # attention by products keeps its weights
+        per_layer += 3 * shape.heads * shape.context * item
+    layers = 1 if settings.device.recompute else shape.layers
+    return held + logits + tokens * (per_layer * layers + 12 * shape.width)

@@ -1,0 +1,139 @@
+"""What happens in a run, as facts. The engine yields them; screens, files and tests read them."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Something that happened."""
+
+    kind: ClassVar[str] = ""
+
+    def as_row(self) -> dict[str, Any]:
+        """The record as a row of `records.jsonl`."""
+        return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Record):
+    """One optimizer step is done. Costs are totals since the start of the run."""
+
+    kind: ClassVar[str] = "step"
+    index: int
+    progress: float
+    """Share of the budget that was spent before this step."""
+    loss: float
+    """Training loss of this step's batch, in nats per token."""
+    lr: float
+    grad_norm: float
+    tokens: int
+    flops: float
+    seconds: float
+    """Of everything but evaluation and compilation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation(Record):
+    """A look at the held-out text."""
+
+    kind: ClassVar[str] = "evaluation"
+    step: int
+    loss: float
+    """Nats per token."""
+    bits_per_byte: float
+    windows: int
+    tokens: int
+    flops: float
+    seconds: float
+    joules: float
+
+
+@dataclass(frozen=True, slots=True)
+class Saved(Record):
+    """A checkpoint is safe on disk."""
+
+    kind: ClassVar[str] = "saved"
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged(Record):
+    """A loss or gradient was not finite; the weights were not touched by it."""
+
+    kind: ClassVar[str] = "diverged"
+    step: int
+    loss: str
+    grad_norm: str
+    lr: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger(Record):
+    """All accounts, as they stand."""
+
+    kind: ClassVar[str] = "ledger"
+    status: str
+    steps: int
+    tokens: int
+    unique_tokens: int
+    flops: dict[str, float]
+    seconds: dict[str, float]
+    joules: dict[str, float]
+    """By the source of the measurement."""
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FloorsFound(Record):
+    """What counting alone would have reached on the same windows, in nats per token."""
+
+    kind: ClassVar[str] = "floors"
+    unigram: float
+    bigram: float
+    trigram: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample(Record):
+    """A text that the trained model wrote."""
+
+    kind: ClassVar[str] = "sample"
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notice(Record):
+    """Something the reader should know about how the run was done."""
+
+    kind: ClassVar[str] = "notice"
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading(Record):
+    """How far a preparation is."""
+
+    kind: ClassVar[str] = "reading"
+    what: str
+    share: float | None
+    """Of the current split, if it can be known."""
+    tokens: int
+    bytes: int
+    seconds: float
+
+
+Watch = Callable[[Record], None]
+Stop = Callable[[], int | None]
+"""Asks whether to stop; answers with the number of the signal that wants it."""
+
+
+def unwatched(_: Record) -> None:
+    """A watcher that looks away."""
+
+
+def never() -> int | None:
+    """A `Stop` that never stops."""
+    return None

@@ -1,0 +1,133 @@
+"""Several runs beside each other: how much less did one spend to the same loss?
+
+Losses are compared only between complete runs, each at the end of a schedule of its
+own: the middle of a longer schedule flatters whoever decays earlier. The reference's
+runs at different budgets give loss = a - b·ln(cost); a run's multiplier is the
+reference's cost at the run's loss, divided by the run's cost. Outside what was measured
+there is only a bound.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from effcli.engine.runs import plots
+from effcli.engine.runs.files import write_text
+from effcli.engine.runs.page import render
+from effcli.engine.runs.report import Report, report_of
+from effcli.engine.runs.rundir import CONFIG, RunDir
+from effcli.settings.layers import read_toml
+from effcli.settings.train import BUDGETS
+
+UNITS = ("tokens", "flops", "seconds")
+_NOT_THE_METHOD = {
+    *BUDGETS,
+    *("seed", "data", "preset", "eval_every", "save_every", "keep", "tune", "price_per_hour"),
+    *("device", "evaluation", "energy"),
+}
+Points = list[tuple[float, float]]
+
+
+def compare(folders: list[Path]) -> dict[str, Any]:
+    """A row for each run; the first run and its siblings at other budgets are the reference."""
+    reports = [report_of(folder) for folder in folders]
+    corpora = [RunDir(folder).env()["corpus"]["hash"] for folder in folders]
+    methods = [_method(folder) for folder in folders]
+    siblings = [
+        report
+        for report, method, corpus in zip(reports, methods, corpora, strict=True)
+        if method == methods[0] and corpus == corpora[0] and _is_comparable(report)
+    ]
+    notes = []
+    if len(set(corpora)) > 1:
+        notes.append("Runs on other corpora than the reference's have no multiplier.")
+    if len({report.tokens for report in siblings}) < 2:
+        notes.append(
+            "The reference was run at one budget only, so there are bounds and no multipliers: "
+            "give runs of it at other budgets, too."
+        )
+    rows = []
+    for report, corpus in zip(reports, corpora, strict=True):
+        gains = {}
+        if corpus == corpora[0] and siblings and _is_comparable(report):
+            gains = {unit: _gain(unit, report, siblings) for unit in UNITS}
+        rows.append(_row(report, gains))
+    return {
+        "schema": 1,
+        "command": "report",
+        "reference": reports[0].run,
+        "runs": rows,
+        "notes": notes,
+    }
+
+
+def _method(folder: Path) -> str:
+    settings = read_toml(folder / CONFIG)
+    kept = {name: value for name, value in settings.items() if name not in _NOT_THE_METHOD}
+    return json.dumps(kept, sort_keys=True)
+
+
+def _is_comparable(report: Report) -> bool:
+    return report.status == "complete" and report.held_out is not None
+
+
+def _cost(report: Report, unit: str) -> float:
+    costs = {"tokens": report.tokens, "flops": report.cost_flops, "seconds": report.cost_seconds}
+    return max(costs[unit], 1e-9)
+
+
+def _loss(report: Report) -> float:
+    assert report.held_out is not None
+    return report.held_out.loss
+
+
+def _gain(unit: str, report: Report, siblings: list[Report]) -> float | str:
+    """The multiplier, or its bound as text where the reference was not measured."""
+    points = sorted((_loss(sibling), _cost(sibling, unit)) for sibling in siblings)
+    loss, cost = _loss(report), _cost(report, unit)
+    (best, at_best), (worst, at_worst) = points[0], points[-1]
+    if report.run in {sibling.run for sibling in siblings}:
+        return 1.0
+    if loss < best:
+        return f">{at_best / cost:.2f}"
+    if loss > worst:
+        return f"<{at_worst / cost:.2f}"
+    if best == worst:
+        return at_best / cost
+    losses, costs = np.array(points).T
+    slope, start = np.polyfit(losses, np.log(costs), 1)
+    return float(math.exp(start + slope * loss) / cost)
+
+
+def _row(report: Report, gains: dict[str, float | str]) -> dict[str, Any]:
+    held_out = report.held_out
+    return {
+        "run": report.run,
+        "status": report.status,
+        "loss": None if held_out is None else held_out.loss,
+        "bits_per_byte": None if held_out is None else held_out.bits_per_byte,
+        **{unit: _cost(report, unit) for unit in UNITS},
+        "multipliers": gains,
+    }
+
+
+def write_comparison(comparison: dict[str, Any], page: Path) -> None:
+    """Draw a comparison: the curve of every run, and where each ended."""
+    looks: dict[str, dict[str, Points]] = {unit: {} for unit in UNITS}
+    for row in comparison["runs"]:
+        for record in RunDir(Path(row["run"])).records():
+            if record["kind"] == "evaluation":
+                for unit in UNITS:
+                    points = looks[unit].setdefault(row["run"], [])
+                    points.append((record[unit], record["loss"]))
+    labels = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds of training"}
+    drawn = [
+        plots.curves(labels[unit], "held-out loss, nats per token", looks[unit], {}, log_x=True)
+        for unit in UNITS
+    ]
+    content = render("comparison.html", comparison=comparison, plots=[Markup(p) for p in drawn])
+    write_text(page, content)

@@ -1,0 +1,85 @@
+"""`report.html`: one file, no network, made from the run's folder alone."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from effcli.engine.runs import plots
+from effcli.engine.runs.files import write_text
+from effcli.engine.runs.report import Report
+from effcli.engine.runs.rundir import CONFIG, PAGE, RunDir
+from effcli.safe import safe
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("effcli.engine.runs", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: safe(value) if type(value) is str else value,
+    )
+    environment.filters["si"] = _si
+    return environment
+
+
+def _si(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.3e}"
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template of this room. Text is escaped, plots are not."""
+    return _templates().get_template(template).render(**values)
+
+
+def write_page(folder: Path, report: Report) -> Path:
+    """Draw a run."""
+    rows = list(RunDir(folder).records())
+    page = folder / PAGE
+    content = render(
+        "run.html",
+        report=report.as_json(),
+        env=RunDir(folder).env(),
+        config=(folder / CONFIG).read_text("utf8"),
+        samples=[row for row in rows if row["kind"] == "sample"],
+        plots=[Markup(svg) for svg in _plots(report, rows)],
+    )
+    write_text(page, content)
+    return page
+
+
+def _plots(report: Report, rows: list[dict[str, Any]]) -> list[str]:
+    steps = [row for row in rows if row["kind"] == "step"]
+    looks = [row for row in rows if row["kind"] == "evaluation"]
+    floors = {} if report.floors is None else report.floors.model_dump()
+    drawn = []
+    for unit, label in (("tokens", "tokens"), ("flops", "FLOPs"), ("seconds", "seconds of training")):
+        lines = {
+            "training": [(row[unit], row["loss"]) for row in steps],
+            "held out": [(row[unit], row["loss"]) for row in looks],
+        }
+        drawn.append(plots.curves(label, "loss, nats per token", lines, _visible(floors, steps)))
+    speed = [
+        (b["tokens"], (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"]))
+        for a, b in zip(steps, steps[1:], strict=False)
+        if b["seconds"] > a["seconds"]
+    ]
+    rates = {"rate": [(row["tokens"], row["lr"]) for row in steps]}
+    drawn.append(plots.curves("tokens", "tokens per second", {"speed": speed}, {}))
+    drawn.append(plots.curves("tokens", "learning rate", rates, {}))
+    drawn.append(plots.bars("FLOPs", {k: v for k, v in report.flops.items() if v}))
+    accounts = {k: v for k, v in report.seconds.items() if v and k != "total"}
+    drawn.append(plots.bars("seconds", accounts))
+    return drawn
+
+
+def _visible(floors: Mapping[str, float], steps: list[dict[str, Any]]) -> dict[str, float]:
+    """Floors within the range of the curve."""
+    top = max((row["loss"] for row in steps), default=0.0)
+    return {name: level for name, level in floors.items() if level <= top}

@@ -1,0 +1,163 @@
+"""What a run came to: a pure function of its folder."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from effcli.engine.runs.files import write_json
+from effcli.engine.runs.rundir import CONFIG, REPORT, RunDir
+from effcli.errors import InputError
+from effcli.settings.layers import read_toml
+
+SCHEMA = 1
+Status = Literal["complete", "stopped", "diverged", "unfinished"]
+
+
+class _Piece(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HeldOutResult(_Piece):
+    """The held-out text, at the last evaluation."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    windows: int
+    entropy_bits_per_byte: float | None = None
+
+
+class Floors(_Piece):
+    """Loss of counting alone, on the same windows."""
+
+    unigram: float
+    bigram: float
+    trigram: float
+
+
+class Energy(_Piece):
+    """Joules, and where the number comes from; none where two ways would have to be mixed."""
+
+    joules: float | None
+    source: str
+
+
+class Tuning(_Piece):
+    """What was spent on finding the settings, which no other figure includes."""
+
+    trials: int
+    flops: float
+    seconds: float
+    chosen: dict[str, float]
+    losses: list[float]
+
+
+class Report(_Piece):
+    """`report.json`, and what `--json` prints. Documented in docs/report.md."""
+
+    schema_version: int = SCHEMA
+    command: str
+    run: str
+    status: Status
+    parameters: int
+    steps: int
+    tokens: int
+    unique_tokens: int
+    held_out: HeldOutResult | None
+    floors: Floors | None
+    flops: dict[str, float]
+    seconds: dict[str, float]
+    tokens_per_second: float
+    mfu: float
+    peak_flops_per_second: float
+    energy: Energy
+    peak_memory_bytes: int
+    cost: float | None
+    tuning: Tuning | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The document, with the schema's number under its public name."""
+        content = self.model_dump(mode="json")
+        if content["held_out"] and content["held_out"]["entropy_bits_per_byte"] is None:
+            del content["held_out"]["entropy_bits_per_byte"]  # only generated text has a known one
+        return {"schema": content.pop("schema_version"), **content}
+
+    def write(self) -> None:
+        """Put it into the run's folder."""
+        write_json(Path(self.run) / REPORT, self.as_json())
+
+    @property
+    def cost_flops(self) -> float:
+        """What the run spent, evaluation aside."""
+        return sum(value for account, value in self.flops.items() if account != "eval")
+
+    @property
+    def cost_seconds(self) -> float:
+        """What the run took, evaluation and compilation aside."""
+        aside = ("eval", "compile", "total")
+        return sum(value for account, value in self.seconds.items() if account not in aside)
+
+
+def report_of(folder: Path) -> Report:
+    """Read a run's folder."""
+    run = RunDir(folder)
+    if not (folder / CONFIG).exists():
+        raise InputError(f"there is no run in {folder}")
+    settings, env = read_toml(folder / CONFIG), run.env()
+    last: dict[str, dict[str, Any]] = {}
+    for row in run.records():
+        last[row["kind"]] = row
+    try:
+        return _report(folder, settings, env, last)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the run in {folder} is damaged: {error}") from None
+
+
+def _report(
+    folder: Path, settings: dict[str, Any], env: dict[str, Any], last: dict[str, dict[str, Any]]
+) -> Report:
+    ledger = last.get("ledger")
+    if ledger is None:
+        raise InputError(f"the run in {folder} has not got anywhere yet")
+    seconds, price = ledger["seconds"], settings.get("price_per_hour")
+    train_seconds, peak = seconds["train"], env["peak_flops_per_second"]
+    evaluation, entropy = last.get("evaluation"), env["corpus"]["entropy_bits_per_byte"]
+    held_out = None
+    if evaluation is not None:
+        held_out = HeldOutResult(
+            loss=evaluation["loss"],
+            perplexity=math.exp(min(evaluation["loss"], 700.0)),
+            bits_per_byte=evaluation["bits_per_byte"],
+            windows=evaluation["windows"],
+            entropy_bits_per_byte=entropy,
+        )
+    floors = last.get("floors")
+    return Report(
+        command=env["command"],
+        run=str(folder),
+        status=ledger["status"],
+        parameters=env["parameters"],
+        steps=ledger["steps"],
+        tokens=ledger["tokens"],
+        unique_tokens=ledger["unique_tokens"],
+        held_out=held_out,
+        floors=None if floors is None else Floors(**{k: floors[k] for k in Floors.model_fields}),
+        flops=ledger["flops"],
+        seconds=seconds,
+        tokens_per_second=ledger["tokens"] / train_seconds if train_seconds else 0.0,
+        mfu=ledger["flops"]["train"] / train_seconds / peak if train_seconds else 0.0,
+        peak_flops_per_second=peak,
+        energy=_energy(ledger["joules"]),
+        peak_memory_bytes=ledger["peak_memory_bytes"],
+        cost=None if price is None else price * seconds["total"] / 3600,
+        tuning=None if "tuning" not in env else Tuning(**env["tuning"]),
+    )
+
+
+def _energy(joules: dict[str, float]) -> Energy:
+    if len(joules) == 1:
+        ((source, value),) = joules.items()
+        return Energy(joules=value, source=source)
+    return Energy(joules=None, source="none" if not joules else "several: " + ", ".join(joules))

@@ -1,0 +1,171 @@
+"""A run's folder: what was asked, where it ran, what happened, what came out."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import tomli_w
+
+from effcli import __version__
+from effcli.engine.records import Record
+from effcli.engine.runs.files import read_json, write_json, write_text
+from effcli.errors import InputError
+
+CONFIG, ENV, RECORDS, REPORT = "config.toml", "env.json", "records.jsonl", "report.json"
+TOKENIZER, CHECKPOINTS, PAGE, LOCK = "tokenizer.json", "checkpoints", "report.html", ".lock"
+
+
+def root() -> Path:
+    """Where runs live: `runs/`, or what EFF_RUNS says."""
+    return Path(os.environ.get("EFF_RUNS") or "runs")
+
+
+def new_folder(title: str) -> Path:
+    """Make the next free folder `<title>-N`."""
+    number = 1
+    while True:
+        folder = root() / f"{title}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def unfinished(command: str) -> Path:
+    """The newest run of a command that was begun and has not come to its end."""
+    begun = [
+        path.parent
+        for path in root().glob(f"*/{CONFIG}")
+        if path.parent.name.startswith(f"{command}-") and status(path.parent) != "complete"
+    ]
+    if not begun:
+        raise InputError(f"there is no unfinished run of {command} in {root()}/", "name it with --out")
+    return max(begun, key=lambda folder: (folder / CONFIG).stat().st_mtime_ns)
+
+
+def status(folder: Path) -> str:
+    """What a run's report says of it: `complete`, `stopped`, `diverged`; else `unfinished`."""
+    try:
+        return str(read_json(folder / REPORT)["status"])
+    except (InputError, KeyError, TypeError):
+        return "unfinished"
+
+
+class RunDir:
+    """Writes and reads one run. Every file is whole, and the records lose at most their last line."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoints = folder / CHECKPOINTS
+        self._records: IO[bytes] | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the folder holds a run."""
+        return (self.folder / CONFIG).exists()
+
+    def begin(self, command: str, settings: dict[str, Any]) -> None:
+        """Write down what was asked for, before anything is done."""
+        header = f'# eff {command}; `eff {command} --config` with this file repeats the run.\n'
+        write_text(self.folder / CONFIG, header + tomli_w.dumps(settings))
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Write down where and with what the run is done; one entry per start."""
+        try:
+            before = read_json(self.folder / ENV)
+        except InputError:
+            before = {}
+        sessions = [*before.get("sessions", []), {"started_at": _now(), "python": sys.version}]
+        write_json(self.folder / ENV, {**before, **facts, **environment(), "sessions": sessions})
+
+    def env(self) -> dict[str, Any]:
+        """What `describe` wrote."""
+        env = read_json(self.folder / ENV)
+        if not isinstance(env, dict):
+            raise InputError(f"{self.folder / ENV} is damaged")
+        return env
+
+    def append(self, record: Record) -> None:
+        """Add a record."""
+        if self._records is None:
+            self._records = (self.folder / RECORDS).open("ab", buffering=0)
+        self._records.write(json.dumps(record.as_row(), allow_nan=False).encode() + b"\n")
+
+    def position(self) -> int:
+        """Bytes of records, all of them on disk."""
+        if self._records is not None:
+            os.fsync(self._records.fileno())
+        path = self.folder / RECORDS
+        return path.stat().st_size if path.exists() else 0
+
+    def rewind(self, position: int) -> None:
+        """Forget the records after a position: that work is about to be done again."""
+        self.close()
+        path = self.folder / RECORDS
+        if path.exists():
+            os.truncate(path, min(position, path.stat().st_size))
+
+    def close(self) -> None:
+        """Let go of the records file."""
+        if self._records is not None:
+            self._records.close()
+            self._records = None
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Every whole record, in order."""
+        path = self.folder / RECORDS
+        if not path.exists():
+            return
+        with path.open("rb") as stream:
+            for line in stream:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue  # the last line of a run that was killed
+                if isinstance(row, dict) and "kind" in row:
+                    yield row
+
+
+def environment() -> dict[str, Any]:
+    """Versions and the commit, for whoever wants the same result again."""
+    packages = ("torch", "numpy", "datasets", "tiktoken", "safetensors")
+    return {
+        "eff": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source, when it is run from a checkout."""
+    source = Path(__file__).resolve().parents[3]
+    if not (source / ".git").exists():
+        return None
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

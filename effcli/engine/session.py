@@ -1,0 +1,258 @@
+"""The parts of one run, opened together. A method replaces one of them, then calls `train`."""
+
+import math
+import traceback
+from contextlib import ExitStack
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from effcli.engine.closing import close_run
+from effcli.engine.data.batches import Shuffled
+from effcli.engine.data.corpus import Corpus, locate
+from effcli.engine.device import Device, is_out_of_memory
+from effcli.engine.loop import Parts, train
+from effcli.engine.measure.energy import open_counter
+from effcli.engine.measure.evaluate import HeldOut, held_out_loss
+from effcli.engine.measure.meter import Budget, Meter
+from effcli.engine.measure.peak import peak_flops
+from effcli.engine.objectives.next_token import NextToken
+from effcli.engine.optim.optimizer import Optimizer
+from effcli.engine.plan import forecast, micro_batch
+from effcli.engine.records import Diverged, Evaluation, Notice, Saved, Stop, Watch
+from effcli.engine.runs import checkpoint
+from effcli.engine.runs.lock import locked
+from effcli.engine.runs.page import write_page
+from effcli.engine.runs.logbook import Logbook
+from effcli.engine.runs.report import Report, report_of
+from effcli.engine.runs.rundir import ENV, LOCK, TOKENIZER, RunDir, new_folder, status
+from effcli.engine.runs.trained import build_model
+from effcli.errors import DivergedError, EffError, InputError, ResourceError, Stopped
+from effcli.registry import resolve_place
+from effcli.settings.layers import storable
+from effcli.settings.train import TrainSettings
+
+
+class Session:
+    """One run. Entering it opens everything; leaving it frees the run's folder."""
+
+    def __init__(self, command: str, settings: TrainSettings, watch: Watch, stop: Stop) -> None:
+        self.command, self.settings = command, settings
+        self._watch, self._stop = watch, stop
+        self._stack = ExitStack()
+        self._evaluated_at = -1
+
+    def __enter__(self) -> "Session":
+        try:
+            self._open()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, EffError | KeyboardInterrupt):
+            (self.run.folder / "error.log").write_text("".join(traceback.format_exception(error)))
+        self._stack.close()
+
+    def _open(self) -> None:
+        settings = self.settings
+        self.corpus = Corpus.open(locate(settings.data))
+        device = Device(settings.device)
+        torch.manual_seed(settings.seed)
+        vocab_size = self.corpus.tokenizer.vocab_size
+        model = build_model(settings.model, vocab_size, settings.seed)
+        token_bytes = self.corpus.tokenizer.token_bytes
+        amount = settings.evaluation.tokens
+        self.held_out = HeldOut.of(self.corpus.val, token_bytes, model.context, amount)
+        sequences, seed = settings.batch.sequences, settings.seed
+        batches = Shuffled(self.corpus.train, model.context, sequences, seed)
+        budget = Budget(settings)
+        self.run = self._claim_folder()
+        device.adopt(model)
+        self.parts = Parts(
+            model=model,
+            batches=batches,
+            objective=NextToken(settings.device.loss_rows),
+            optimizer=Optimizer(model, settings.optim),
+            schedule=partial(resolve_place(settings.schedule.place), settings=settings.schedule),
+            meter=Meter(),
+            budget=budget,
+            device=device,
+            micro=micro_batch(settings, model.context),
+        )
+        self._log = Logbook(self.run, self.parts.meter, device, self._watch)
+
+    def _claim_folder(self) -> RunDir:
+        settings = self.settings
+        folder = settings.out or new_folder(f"{self.command}-{settings.preset}")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._stack.enter_context(locked(folder / LOCK, f"the run in {folder}"))
+        run = RunDir(folder)
+        if run.has_begun and not settings.resume:
+            hint = "continue it with --resume, or choose another --out"
+            raise InputError(f"{folder} holds a run already", hint)
+        if not run.has_begun:
+            if any(not path.name.startswith(".") for path in folder.iterdir()):
+                raise InputError(f"{folder} holds something else", "choose another --out")
+            self.corpus.tokenizer.save(folder / TOKENIZER)
+            run.begin(self.command, storable(settings))
+        self._stack.callback(run.close)
+        return run
+
+    def train(self, **facts: Any) -> Report:
+        """Spend the budget, recording every step, and report. `facts` are kept with the run."""
+        folder = self.run.folder
+        if status(folder) == "complete":
+            self._log.tell(Notice(f"the run in {folder} is complete already"))
+            return report_of(folder)
+        try:
+            self._restore()
+            self._prepare(facts)
+            self._spend()
+            self._save()
+            self._look()
+            close_run(self.parts, self.corpus, self.held_out, self._log, self.settings, self._stop)
+        except Stopped as error:
+            self._save()
+            self._end("stopped")
+            message = f"{error.message}; step {self.parts.meter.steps} is saved in {folder}"
+            hint = f"continue with: eff {self.command} --resume --out {folder}"
+            raise Stopped(error.signal_number, message, hint) from None
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise self._memory_advice() from error
+            raise
+        return self._end("complete")
+
+    def _spend(self) -> None:
+        settings, meter = self.settings, self.parts.meter
+        self._look_if_due()  # at the untrained model, or again where a signal came between
+        for record in train(self.parts, stop=self._stop):
+            self._log.book_energy()
+            self._log.note(record)
+            if isinstance(record, Diverged):
+                self._fail(record)
+            if settings.save_every and meter.steps % settings.save_every == 0:
+                self._save()
+            self._look_if_due()
+
+    def _look_if_due(self) -> None:
+        every = self.settings.eval_every
+        if every and self.parts.meter.steps % every == 0:
+            self._look()
+
+    def _look(self) -> None:
+        """Evaluate, at most once after each step."""
+        parts, meter = self.parts, self.parts.meter
+        if self._evaluated_at == meter.steps:
+            return
+        with meter.timing("eval"):
+            loss = held_out_loss(parts.model, self.held_out, parts.device, parts.micro, self._stop)
+        windows = len(self.held_out.tokens)
+        meter.charge("eval", parts.model.forward_flops(windows, parts.model.context))
+        joules = self._log.book_energy()
+        if not math.isfinite(loss):
+            diverged = Diverged(meter.steps, f"{loss} on held-out text", "unknown", 0.0)
+            self._log.note(diverged)
+            self._fail(diverged)
+        self._evaluated_at = meter.steps
+        bits = self.held_out.bits_per_byte(loss)
+        spent = (meter.tokens, meter.spent_flops(), meter.spent_seconds(), joules)
+        self._log.note(Evaluation(meter.steps, loss, bits, windows, *spent))
+        self._log.ledger("unfinished", parts.batches.unique_tokens)
+
+    def _end(self, state: str) -> Report:
+        self._log.ledger(state, self.parts.batches.unique_tokens)
+        self.run.position()
+        report = report_of(self.run.folder)
+        report.write()
+        if state == "complete":
+            write_page(self.run.folder, report)
+        return report
+
+    def _fail(self, record: Diverged) -> None:
+        self._end("diverged")
+        last, _ = checkpoint.newest(self.run.checkpoints)
+        where = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
+        raise DivergedError(
+            f"step {record.step}: the loss is {record.loss}, the gradient's norm {record.grad_norm},"
+            f" at learning rate {record.lr:g}; {where}",
+            f"try a lower rate, for example --lr {self.settings.optim.lr / 3:.2g}",
+        )
+
+    def _memory_advice(self) -> ResourceError:
+        micro, device = self.parts.micro, self.parts.device
+        gigabytes = device.peak_memory_bytes() / 1e9
+        message = f"out of memory with {micro} sequences at once (peak {gigabytes:.1f} GB)"
+        if micro > 1:
+            hint = f"--set batch.micro={micro // 2} gives the same result in less memory"
+        else:
+            hint = "--set device.recompute=true, a smaller preset, or a shorter model.context"
+        return ResourceError(message, hint)
+
+    def _prepare(self, facts: dict[str, Any]) -> None:
+        """Decide about compilation once per run, write down where it happens, and compile."""
+        parts, settings = self.parts, self.settings
+        known = self.run.env() if (self.run.folder / ENV).exists() else {}
+        peak = known.get("peak_flops_per_second") or peak_flops(parts.device)
+        ahead = forecast(settings, parts, self.corpus.train.tokens, peak)
+        wish = {"on": True, "off": False}.get(settings.device.compile)
+        compiles = known.get("compiled", ahead.earns_compiling if wish is None else wish)
+        self.run.describe(
+            {
+                "command": self.command,
+                "device": parts.device.describe(),
+                "compiled": compiles,
+                "peak_flops_per_second": peak,
+                "parameters": ahead.parameters,
+                "optimizer": parts.optimizer.describe(),
+                "micro": parts.micro,
+                "corpus": self.corpus.identity(),
+                **facts,
+            }
+        )
+        self._log.count_energy(open_counter(parts.device.kind, settings.energy))
+        if compiles:
+            self._log.tell(Notice("compiling the model; the time for it is booked apart"))
+            with parts.meter.timing("compile"):
+                parts.compile()
+
+    def _save(self) -> None:
+        """Commit a checkpoint of this step, unless there is one."""
+        step = self.parts.meter.steps
+        state = {
+            "parts": self.parts.state_dict(),
+            "records": self.run.position(),
+            "evaluated_at": self._evaluated_at,
+            "wall": self._log.wall(),
+            "corpus": self.corpus.hash,
+        }
+        weights = self.parts.model.state_dict()
+        checkpoint.save(self.run.checkpoints, step, weights, state, self.settings.keep)
+        self._log.tell(Saved(step))
+
+    def _restore(self) -> None:
+        """Continue from the newest whole checkpoint; from the start if none was ever saved."""
+        checkpoint.clean(self.run.checkpoints)
+        place, warnings = checkpoint.newest(self.run.checkpoints)
+        for warning in warnings:
+            self._log.tell(Notice(warning))
+        if place is None:
+            self.run.rewind(0)
+            return
+        state = checkpoint.load_state(place)
+        if state["corpus"] != self.corpus.hash:
+            hint = "name the corpus that it began with, with --data"
+            raise InputError(f"the run in {self.run.folder} was begun on another corpus", hint)
+        weights = checkpoint.load_model(place, self.parts.device.torch)
+        self.parts.model.load_state_dict(weights)
+        self.parts.load_state_dict(state["parts"])
+        self._evaluated_at, self._log.wall_before = state["evaluated_at"], state["wall"]
+        self.run.rewind(state["records"])
+        self._log.tell(Notice(f"continuing at step {self.parts.meter.steps}"))
+

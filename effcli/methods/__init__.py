@@ -1,0 +1,1 @@
+"""The verbs: how each command's run differs from the plain one."""

@@ -1,0 +1,79 @@
+"""What `--dry-run` shows: settings with their origins, and what they would cost."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+
+from effcli.engine.data.corpus import Corpus, locate, root
+from effcli.engine.data.sources import plan
+from effcli.engine.device import Device
+from effcli.engine.loop import Parts
+from effcli.engine.measure.meter import Budget, Meter
+from effcli.engine.measure.peak import peak_flops
+from effcli.engine.objectives.next_token import NextToken
+from effcli.engine.optim.optimizer import Optimizer
+from effcli.engine.plan import ASSUMED_MFU, forecast, micro_batch
+from effcli.engine.runs.trained import build_model
+from effcli.registry import resolve_place
+from effcli.settings.layers import Resolved
+
+
+def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
+    """Build everything on the meta device, where nothing takes room or time."""
+    settings = resolved.settings
+    corpus = Corpus.open(locate(settings.data))
+    device = Device(settings.device)
+    with torch.device("meta"):
+        model = build_model(settings.model, corpus.tokenizer.vocab_size, settings.seed)
+        optimizer = Optimizer(model, settings.optim)
+    parts = Parts(
+        model,
+        _nothing(),
+        NextToken(),
+        optimizer,
+        partial(resolve_place(settings.schedule.place), settings=settings.schedule),
+        Meter(),
+        Budget(settings),
+        device,
+        micro_batch(settings, model.context),
+    )
+    peak = peak_flops(device, keep=False)
+    return {
+        "schema": 1,
+        "command": "dry-run",
+        "settings": dict(_rows(settings.model_dump(mode="json"), resolved.origins)),
+        "corpus": f"{corpus.folder} ({corpus.train.tokens:,} training tokens)",
+        "device": device.describe(),
+        "optimizer": optimizer.describe(),
+        "forecast": asdict(forecast(settings, parts, corpus.train.tokens, peak)),
+        "assumed_mfu": ASSUMED_MFU,
+        "peak_flops_per_second": peak,
+    }
+
+
+def _nothing() -> Any:
+    return None
+
+
+def plan_preparation(resolved: Resolved[Any]) -> dict[str, Any]:
+    """What would be read, and where it would go."""
+    chosen = plan(resolved.settings)
+    folder = resolved.settings.out or root() / chosen.corpus
+    found = {"sources": list(chosen.names), "tokenizer": chosen.tokenizer, "out": str(folder)}
+    settings = {**resolved.settings.model_dump(mode="json"), **found}
+    rows = dict(_rows(settings, resolved.origins))
+    return {"schema": 1, "command": "dry-run", "settings": rows}
+
+
+def _rows(
+    tree: Mapping[str, Any], origins: Mapping[str, str], prefix: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, value in tree.items():
+        name = prefix + key
+        if isinstance(value, dict):
+            yield from _rows(value, origins, f"{name}.")
+        else:
+            yield name, {"value": value, "from": origins.get(name, "default")}

@@ -1,0 +1,24 @@
+"""Reports of finished runs, made again or beside each other."""
+
+from pathlib import Path
+from typing import Any
+
+from effcli.engine.runs.compare import compare as compare_runs
+from effcli.engine.runs.compare import write_comparison
+from effcli.engine.runs.page import write_page
+from effcli.engine.runs.report import report_of
+
+
+def rebuild(folder: Path) -> dict[str, Any]:
+    """Make a run's `report.json` and `report.html` again, from its folder alone."""
+    report = report_of(folder)
+    report.write()
+    write_page(folder, report)
+    return report.as_json()
+
+
+def compare(folders: tuple[Path, ...], page: Path) -> dict[str, Any]:
+    """Compare runs, and draw them on a page."""
+    comparison = {**compare_runs(list(folders)), "page": str(page)}
+    write_comparison(comparison, page)
+    return comparison

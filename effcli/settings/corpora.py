@@ -1,0 +1,64 @@
+"""The named corpora and mixes, in one table."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class NamedCorpus:
+    """A corpus on the hub."""
+
+    hub_id: str
+    config: str | None
+    license: str
+    size: str
+    """Text, roughly, in bytes."""
+    column: str = "text"
+    streaming: bool = False
+    """Read while downloading, because it would not fit beside its shards."""
+    tokenizer: str = "gpt2"
+    held_out_share: float = 0.005
+    """Share of documents for each split that the corpus itself lacks."""
+    rows: str = "documents"
+    """What a row is: a document, or a line of a WikiText article."""
+
+
+CORPORA: dict[str, NamedCorpus] = {
+    "wikitext-103": NamedCorpus(
+        "Salesforce/wikitext", "wikitext-103-raw-v1", "CC BY-SA 3.0", "0.54 GB", rows="wikitext"
+    ),
+    "wikitext-2": NamedCorpus(
+        "Salesforce/wikitext", "wikitext-2-raw-v1", "CC BY-SA 3.0", "13 MB", rows="wikitext"
+    ),
+    "tinystories": NamedCorpus(
+        "roneneldan/TinyStories", None, "CDLA-Sharing-1.0", "1.9 GB", tokenizer="bpe:4096"
+    ),
+    "openwebtext": NamedCorpus(
+        "Skylion007/openwebtext", None, "CC0-1.0", "40 GB", streaming=True, held_out_share=0.0005
+    ),
+    "pile": NamedCorpus(
+        "monology/pile-uncopyrighted", None, "as its parts", "0.8 TB", streaming=True
+    ),
+    "fineweb-edu": NamedCorpus(
+        "HuggingFaceFW/fineweb-edu",
+        "sample-10BT",
+        "ODC-By 1.0",
+        "50 GB",
+        streaming=True,
+        held_out_share=0.0005,
+    ),
+    "text8": NamedCorpus("afmck/text8", None, "CC BY-SA 3.0", "0.1 GB", tokenizer="bytes"),
+}
+
+
+@dataclass(frozen=True)
+class NamedMix:
+    """Corpora by their shares of the tokens."""
+
+    shares: dict[str, float] = field(default_factory=dict)
+    tokenizer: str = "gpt2"
+
+
+MIXES: dict[str, NamedMix] = {
+    "multi": NamedMix({"wikitext-2": 0.4, "tinystories": 0.3, "openwebtext": 0.3}),
+    "large": NamedMix({"pile": 0.5, "openwebtext": 0.3, "wikitext-2": 0.2}),
+}

@@ -1,0 +1,44 @@
+"""`eff generate`: text from a trained run. The names are those of Hugging Face."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from effcli.settings.base import Count, Flag, Settings
+from effcli.settings.train import DeviceSettings
+
+
+class SamplingSettings(Settings):
+    """How the next token is chosen from the model's probabilities."""
+
+    max_new_tokens: Annotated[Count, Flag(panel="Text", metavar="N")] = 200
+    """Tokens to add at most."""
+    temperature: Annotated[float, Field(ge=0), Flag(panel="Sampling", metavar="X")] = 0.8
+    """Above 1 is bolder, below 1 safer; 0 always takes the most likely token."""
+    top_k: Annotated[int, Field(ge=0), Flag(panel="Sampling", metavar="N")] = 0
+    """Keep only the N most likely tokens; 0 keeps all."""
+    top_p: Annotated[float, Field(gt=0, le=1), Flag(panel="Sampling", metavar="X")] = 0.95
+    """Keep only the most likely tokens that together have this probability."""
+    min_p: Annotated[float, Field(ge=0, le=1), Flag(panel="Sampling", metavar="X")] = 0.0
+    """Keep only tokens at least this probable, relative to the most likely one."""
+    repetition_penalty: Annotated[float, Field(gt=0), Flag(panel="Sampling", metavar="X")] = 1.0
+    """Above 1, tokens that occurred before become less likely (Keskar et al. 2019)."""
+    stop: Annotated[tuple[str, ...], Flag(panel="Text", metavar="TEXT")] = ()
+    """End where this text appears; may be given several times."""
+    num_return_sequences: Annotated[
+        Count, Field(le=256), Flag(panel="Text", metavar="N")
+    ] = 1
+    """How many texts to write."""
+    seed: Annotated[int, Field(ge=0, lt=2**63), Flag(panel="Sampling", metavar="N")] = 0
+    """Decides every choice."""
+
+
+class GenerateSettings(SamplingSettings):
+    """What `eff generate` needs."""
+
+    run: Annotated[Path, Flag(positional=True, metavar="RUN")]
+    """Folder of a run."""
+    prompt: Annotated[str, Flag(positional=True, metavar="[PROMPT]")] = ""
+    """Text to continue; without one, a new document is begun."""
+    device: DeviceSettings = DeviceSettings(compile="off")

@@ -1,0 +1,62 @@
+"""How the weights are moved."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from effcli.settings.base import Flag, PartSettings
+
+Rate = Annotated[float, Field(gt=0)]
+LR = Flag(panel="What to train", metavar="RATE", default="the preset's")
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimizerSettings(PartSettings):
+    """What every optimizer has."""
+
+    lr: Annotated[Rate, LR]
+    """Peak learning rate of the weight matrices; the other rates follow it."""
+    weight_decay: Annotated[float, Field(ge=0)]
+    """Decoupled weight decay of the weight matrices, per unit of learning rate."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest allowed norm of the whole gradient; 0 never clips."""
+    beta1: Momentum = 0.9
+    """Decay of Adam's mean of gradients."""
+    beta2: Momentum = 0.95
+    """Decay of Adam's mean of squared gradients."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Adam's guard against division by zero."""
+
+
+class AdamWSettings(OptimizerSettings):
+    """AdamW for every tensor (Loshchilov & Hutter 2019); only matrices decay."""
+
+    place: ClassVar[str] = "effcli.engine.optim.adamw:route"
+    name: Literal["adamw"] = "adamw"
+    lr: Annotated[Rate, LR] = 1e-3
+    """Peak learning rate of every tensor."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay of the weight matrices, per unit of learning rate."""
+
+
+class MuonSettings(OptimizerSettings):
+    """Muon for the blocks' matrices (Jordan et al. 2024), Adam for everything else."""
+
+    place: ClassVar[str] = "effcli.engine.optim.muon:route"
+    name: Literal["muon"] = "muon"
+    lr: Annotated[Rate, LR] = 0.02
+    """Peak learning rate of the blocks' matrices; the other rates follow it."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of the blocks' matrices, per unit of learning rate."""
+    momentum: Momentum = 0.95
+    """Nesterov momentum of Muon."""
+    embedding_rate: Rate = 15.0
+    """Adam's rate for the embedding, as a multiple of `lr`."""
+    head_rate: Rate = 0.4
+    """Adam's rate for an untied head, as a multiple of `lr`."""
+    scalar_rate: Rate = 0.5
+    """Adam's rate for gains and biases, as a multiple of `lr`."""
+    beta1: Momentum = 0.8
+    """Decay of Adam's mean of gradients."""
+    eps: Annotated[float, Field(gt=0)] = 1e-10
+    """Adam's guard against division by zero."""

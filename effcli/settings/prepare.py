@@ -1,0 +1,56 @@
+"""`eff prepare`: which text becomes a corpus, and how."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from effcli.catalog import TOKENIZERS
+from effcli.settings.base import Count, Flag, Settings
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class PrepareSettings(Settings):
+    """What `eff prepare` reads and writes."""
+
+    #: Fields that say where things are or what to do, not what the corpus holds.
+    PLACES: ClassVar[tuple[str, ...]] = ("out", "force", "verify")
+
+    sources: Annotated[tuple[str, ...], Flag(positional=True, metavar="[SOURCE]...")] = ()
+    """Named corpora, files, folders or globs; `python`, the text that every machine has, if none."""
+    mix: Annotated[str | None, Flag(panel="Source", metavar="NAME:SHARE,...")] = None
+    """Several sources by their shares of the tokens, as in wikitext-2:0.6,tinystories:0.4."""
+    text_column: Annotated[str | None, Flag(panel="Source", metavar="NAME")] = None
+    """Column or JSON field that holds the text; by default `text`."""
+    separator: Annotated[str | None, Flag(panel="Source", metavar="TEXT")] = None
+    """What stands between documents in plain text; by default <|endoftext|>."""
+    val: Annotated[Path | None, Flag(panel="Splits", metavar="FILE")] = None
+    """Your own validation text."""
+    test: Annotated[Path | None, Flag(panel="Splits", metavar="FILE")] = None
+    """Your own test text."""
+    held_out_share: Annotated[Share | None, Flag(panel="Splits", metavar="SHARE")] = None
+    """Share of the documents for each split that the source lacks; by default 0.05 or less."""
+    tokenizer: Annotated[
+        str | None, Flag(panel="Tokens", metavar="bytes|bpe:N|gpt2|cl100k|o200k", choices=TOKENIZERS)
+    ] = None
+    """How text becomes tokens; by default what suits the source, mostly bpe:4096 or gpt2."""
+    max_tokens: Annotated[Count | None, Flag(panel="Tokens", metavar="N")] = None
+    """Stop the training split after this many tokens."""
+    seed: Annotated[int, Field(ge=0, lt=2**63), Flag(panel="Splits", metavar="N")] = 0
+    """Decides which documents are held out, and the order of a mix."""
+    out: Annotated[Path | None, Flag(panel="Output", metavar="FOLDER")] = None
+    """Corpus folder; by default a telling name in data/ (or EFF_DATA)."""
+    force: Annotated[bool, Flag(panel="Output")] = False
+    """Replace a corpus of the same name that was made differently."""
+    verify: Annotated[bool, Flag(panel="Output")] = False
+    """Re-hash the prepared corpus instead of preparing it."""
+
+    repeat: bool = False
+    """In a mix, read a source again when it ends; otherwise the mix ends with its first source."""
+    max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of rows that may be empty, not text or not UTF-8 before the preparation fails."""
+    bpe_sample: Annotated[Count, Field(ge=1000)] = 64_000_000
+    """Bytes of training text that a `bpe:N` tokenizer is trained on."""
+    shard_tokens: Annotated[Count, Field(ge=1024)] = 2**27
+    """Tokens per shard file."""

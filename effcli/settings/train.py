@@ -1,0 +1,115 @@
+"""What every training command shares. Budgets, names and places mean the same everywhere."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from effcli.catalog import MODELS, OPTIMIZERS, SCHEDULES
+from effcli.settings.base import Amount, Count, Flag, Settings, part
+from effcli.settings.model import GPTSettings
+from effcli.settings.optim import MuonSettings
+from effcli.settings.presets import PRESETS, RECIPES
+from effcli.settings.schedule import WsdSettings
+
+BUDGETS = ("steps", "tokens", "flops", "minutes")
+
+
+class BatchSettings(Settings):
+    """How much text one optimizer step sees."""
+
+    sequences: Count = 32
+    """Sequences per optimizer step."""
+    micro: Count | None = None
+    """Sequences per forward pass, the rest is accumulated; by default about 8,192 tokens."""
+
+
+class DeviceSettings(Settings):
+    """Where a run happens. Changes speed and memory; never what is computed, but for rounding."""
+
+    name: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """The processor; `auto` takes a GPU where there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Activations and products; weights, norms and losses stay float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; `auto` compiles when the run is long enough to earn it back."""
+    threads: Count | None = None
+    """CPU threads; by default one per core."""
+    recompute: bool = False
+    """Activation checkpointing: keep less, and compute each block's forward twice."""
+    loss_rows: Count | None = None
+    """Positions whose logits exist at one time in the loss; by default what suits the processor."""
+
+
+class EvaluationSettings(Settings):
+    """How a run is looked at. Costs are charged to `eval`, which no budget pays for."""
+
+    tokens: Count = 131_072
+    """Held-out tokens per evaluation, in windows spread evenly over the validation split."""
+    floors: bool = True
+    """At the end, also report what uni-, bi- and trigram counts would have reached."""
+    samples: Annotated[int, Field(ge=0, le=16)] = 1
+    """Texts generated at the end, for the report."""
+
+
+class EnergySettings(Settings):
+    """Used only where no counter can be read, and then labeled an estimate."""
+
+    watts_per_core: Annotated[float, Field(gt=0)] = 10.0
+    """Assumed power of one busy CPU core."""
+    watts_per_gpu: Annotated[float, Field(gt=0)] = 300.0
+    """Assumed power of a busy GPU."""
+
+
+class TrainSettings(Settings):
+    """What every training command shares."""
+
+    #: Fields that say where things are, not what is computed: they are not kept in a run.
+    PLACES: ClassVar[tuple[str, ...]] = ("out", "resume")
+    #: Fields that may differ when a run is resumed, because they do not change its result.
+    FREE: ClassVar[tuple[str, ...]] = ("save_every", "keep", "price_per_hour", "energy")
+
+    preset: Annotated[str, Flag(panel="What to train", choices=PRESETS)] = "nano"
+    """Size of the model and the budget that suits it."""
+    recipe: Annotated[
+        Literal["modern", "textbook"],
+        Flag(panel="What to train", choices=RECIPES, default="the preset's"),
+    ] = "modern"
+    """How the model is built and trained."""
+    data: Annotated[str | None, Flag(panel="What to train", metavar="CORPUS")] = None
+    """Prepared corpus, by name or folder; by default the one prepared last."""
+
+    steps: Annotated[Count | None, Flag(panel="Budget", metavar="N")] = None
+    """Optimizer steps."""
+    tokens: Annotated[Count | None, Flag(panel="Budget", metavar="N")] = None
+    """Training tokens; `2M` and `1e9` are understood."""
+    flops: Annotated[Amount | None, Flag(panel="Budget", metavar="N")] = None
+    """Floating-point operations of everything but evaluation."""
+    minutes: Annotated[Amount | None, Flag(panel="Budget", metavar="N")] = None
+    """Minutes of everything but evaluation and compilation."""
+
+    out: Annotated[Path | None, Flag(panel="Run", metavar="FOLDER")] = None
+    """Run folder; by default the next free name in runs/ (or EFF_RUNS)."""
+    resume: Annotated[bool, Flag(panel="Run")] = False
+    """Continue the run in --out, or the last unfinished one, exactly where it was saved."""
+    seed: Annotated[int, Field(ge=0, lt=2**63), Flag(panel="Run", metavar="N")] = 0
+    """Decides the initial weights and the order of the data."""
+    eval_every: Annotated[int, Field(ge=0), Flag(panel="Run", metavar="STEPS")] = 100
+    """Steps between looks at the held-out text; 0 looks only at the end."""
+    save_every: Annotated[int, Field(ge=0), Flag(panel="Run", metavar="STEPS")] = 200
+    """Steps between checkpoints; 0 saves only at the end or on a signal."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """Checkpoints kept; older ones are removed once a newer one is verified on disk."""
+    price_per_hour: Annotated[float | None, Field(gt=0), Flag(panel="Run", metavar="MONEY")] = None
+    """What an hour of this machine costs; the report then says what the run cost."""
+
+    model: part(MODELS) = GPTSettings()  # type: ignore[valid-type]
+    """The model; `model.name` chooses it."""
+    optim: part(OPTIMIZERS) = MuonSettings()  # type: ignore[valid-type]
+    """The optimizer; `optim.name` chooses it."""
+    schedule: part(SCHEDULES) = WsdSettings()  # type: ignore[valid-type]
+    """The learning rate over the run; `schedule.name` chooses it."""
+    batch: BatchSettings = BatchSettings()
+    device: DeviceSettings = DeviceSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    energy: EnergySettings = EnergySettings()

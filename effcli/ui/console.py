@@ -1,0 +1,48 @@
+"""Where output goes: results to stdout, everything else to stderr."""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from effcli.errors import EffError
+from effcli.safe import safe
+
+
+class Screen:
+    """The two streams of a command, as its flags want them."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self.out = Console(highlight=False, markup=False, emoji=False)
+        self.err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+    def result(self, document: Any, *drawn: RenderableType) -> None:
+        """Show a result: as one JSON document, or drawn for people."""
+        if self.as_json:
+            print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+        else:
+            for piece in drawn:
+                self.out.print(piece)
+
+    def note(self, text: str, style: str = "dim") -> None:
+        """Say something beside the result."""
+        if not self.quiet:
+            self.err.print(Text(safe(text), style))
+
+
+def show_error(error: EffError) -> None:
+    """One line, and what to do next."""
+    message = " ".join(safe(error.message).split())
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console.print(Text.assemble((f"{error.label}: ", "bold red"), message))
+    if error.hint:
+        console.print(Text.assemble(("hint: ", "bold"), " ".join(safe(error.hint).split())))
+
+
+def flush() -> None:
+    """Make sure that a closed pipe is noticed here, and not at the interpreter's end."""
+    sys.stdout.flush()
+    sys.stderr.flush()

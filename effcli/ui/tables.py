@@ -1,0 +1,123 @@
+"""Results as tables."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from effcli.safe import safe
+from effcli.ui.units import clock, count, flops, size
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    return table
+
+
+def _pairs(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(safe(value)))
+    return table
+
+
+def corpus_table(summary: Mapping[str, Any]) -> Table:
+    """What `eff prepare` made."""
+    table = _table(f"{summary['corpus']}  ({summary['tokenizer']})", "split", "tokens", "documents",
+                   "text", "bytes/token")
+    for name in ("train", "val", "test"):
+        split = summary["splits"][name]
+        ratio = split["bytes"] / split["tokens"] if split["tokens"] else 0
+        table.add_row(name, count(split["tokens"]), f"{split['documents']:,}", size(split["bytes"]),
+                      f"{ratio:.2f}")
+    return table
+
+
+def report_table(report: Mapping[str, Any]) -> Table:
+    """What a run came to."""
+    seconds, energy = report["seconds"], report["energy"]
+    rows = [
+        ("command", f"{report['command']}, {report['status']}"),
+        ("parameters", f"{report['parameters']:,}"),
+        ("steps", f"{report['steps']:,}"),
+        ("tokens", f"{count(report['tokens'])} ({count(report['unique_tokens'])} different ones)"),
+    ]
+    if held_out := report["held_out"]:
+        rows.append(("held-out loss", f"{held_out['loss']:.4f} nats per token"))
+        rows.append(("perplexity", f"{held_out['perplexity']:.2f} per token"))
+        entropy = held_out.get("entropy_bits_per_byte")
+        least = f"; the text itself has {entropy:.4f}" if entropy else ""
+        rows.append(("bits per byte", f"{held_out['bits_per_byte']:.4f}{least}"))
+    if floors := report["floors"]:
+        rows.append(("counting alone", ", ".join(f"{n} {loss:.2f}" for n, loss in floors.items())))
+    spent = {a: f for a, f in report["flops"].items() if f}
+    rows.append(("FLOPs", ", ".join(f"{a} {flops(f)}" for a, f in spent.items()) or "0"))
+    timed = {a: s for a, s in seconds.items() if s >= 0.05}
+    rows.append(("seconds", ", ".join(f"{a} {s:.1f}" for a, s in timed.items())))
+    rows.append(("speed", f"{count(report['tokens_per_second'])} tokens/s, {report['mfu']:.0%} of "
+                 f"{report['peak_flops_per_second'] / 1e12:.2f} TFLOP/s"))
+    joules = energy["joules"]
+    rows.append(("energy", f"{count(joules)}J, {energy['source']}" if joules is not None else energy["source"]))
+    rows.append(("memory", size(report["peak_memory_bytes"])))
+    if report["cost"] is not None:
+        rows.append(("cost", f"{report['cost']:.4f}"))
+    if tuning := report["tuning"]:
+        chosen = ", ".join(f"{n} {v:.4g}" for n, v in tuning["chosen"].items())
+        rows.append(("tuning", f"{tuning['trials']} trials, {flops(tuning['flops'])} FLOPs, "
+                     f"{clock(tuning['seconds'])}, not counted above; chose {chosen}"))
+    return _pairs(report["run"], rows)
+
+
+def settings_table(plan: Mapping[str, Any]) -> Table:
+    """Every setting, its value, and where that came from."""
+    table = _table("settings", "setting", "value", "from")
+    for name, entry in plan["settings"].items():
+        table.add_row(name, Text(safe(str(entry["value"]))), entry["from"])
+    return table
+
+
+def plan_tables(plan: Mapping[str, Any]) -> list[Table]:
+    """What a dry run would do."""
+    forecast = plan["forecast"]
+    costs = [
+        ("corpus", plan["corpus"]),
+        ("device", plan["device"]),
+        ("parameters", f"{forecast['parameters']:,}"),
+        ("optimizer", plan["optimizer"]),
+        ("steps", f"{forecast['steps']:,}"),
+        ("tokens", f"{count(forecast['tokens'])}, {forecast['epochs']:.2f} times the corpus"),
+        ("FLOPs", flops(forecast["flops"])),
+        ("time", f"about {clock(forecast['seconds'])} of training, at {plan['assumed_mfu']:.0%} of "
+         f"{plan['peak_flops_per_second'] / 1e12:.2f} TFLOP/s"),
+        ("memory", f"about {size(forecast['memory_bytes'])}, "
+         f"{forecast['micro']} sequences at a time"),
+    ]
+    return [settings_table(plan), _pairs("plan", costs)]
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> Table:
+    """Several runs beside each other."""
+    gains = ("× tokens", "× FLOPs", "× s")
+    table = _table(
+        "comparison", "run", "loss", "bits/byte", "tokens", "FLOPs", "seconds", *gains
+    )
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
+    for row in comparison["runs"]:
+        name = row["run"] if row["status"] == "complete" else f"{row['run']} ({row['status']})"
+        cells = [_gain(row["multipliers"].get(unit)) for unit in ("tokens", "flops", "seconds")]
+        losses = ["-" if row[k] is None else f"{row[k]:.4f}" for k in ("loss", "bits_per_byte")]
+        spent = [count(row["tokens"]), flops(row["flops"]), f"{row['seconds']:.1f}"]
+        table.add_row(Text(safe(name)), *losses, *spent, *cells)
+    return table
+
+
+def _gain(value: float | str | None) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:.2f}"
