@@ -35,7 +35,15 @@ mount(app, "generate", GenerateSettings, generate)
 mount(app, "report", ReportSettings, report)
 mount(app, "verify", VerifySettings, verify)
 
-_RESOURCES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOMEM}
+_RESOURCES = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOMEM,
+}
 
 
 @app.callback(invoke_without_command=True)
@@ -80,7 +88,9 @@ def _expected(error: BaseException) -> EffError:
         return ResourceError("out of memory", "use a smaller preset or batch.micro")
     if isinstance(error, OSError) and error.errno in _RESOURCES:
         where = f": {error.filename}" if error.filename else ""
-        return ResourceError(f"{os.strerror(error.errno or 0).lower()}{where}", "make room, or choose another folder")
+        return ResourceError(
+            f"{os.strerror(error.errno or 0).lower()}{where}", "make room, or choose another folder"
+        )
     if isinstance(error, OSError) and error.filename:
         return InputError(f"{os.strerror(error.errno or 0).lower()}: {error.filename}")
     hint = "this is a bug; --debug shows where, please report it"

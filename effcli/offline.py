@@ -9,8 +9,8 @@ def go_offline() -> None:
     """Refuse every connection of this process, and tell the hub's libraries not to try."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_DATASETS_OFFLINE"] = "1"
-    socket.socket.connect = _refuse  # type: ignore[method-assign, assignment]
-    socket.socket.connect_ex = _refuse  # type: ignore[method-assign, assignment]
+    socket.socket.connect = _refuse  # type: ignore[method-assign]
+    socket.socket.connect_ex = _refuse  # type: ignore[method-assign]
     socket.getaddrinfo = _refuse
 
 

@@ -15,13 +15,21 @@ def generate(given: Given, screen: Screen) -> None:
 
     if not screen.as_json and settings.num_return_sequences == 1:
         screen.out.print(Text(safe(settings.prompt)), end="", soft_wrap=True)
+    texts: list[str] = []
     with Interrupt() as stop:
         for texts, news in stream(settings, stop):
             if not screen.as_json and settings.num_return_sequences == 1:
                 screen.out.print(Text(safe(news)), end="", soft_wrap=True)
     if screen.as_json:
-        screen.result({"schema": 1, "command": "generate", "run": str(settings.run),
-                       "prompt": settings.prompt, "texts": texts})
+        screen.result(
+            {
+                "schema": 1,
+                "command": "generate",
+                "run": str(settings.run),
+                "prompt": settings.prompt,
+                "texts": texts,
+            }
+        )
     elif settings.num_return_sequences == 1:
         screen.out.print()
     else:

@@ -70,7 +70,9 @@ def _option(name: str, kind: Any, default: Any, help_text: str, metavar: str | N
 
 _SHARED = [
     _option("config", Optional[Path], None, "Settings from a TOML file, or of a run.", "FILE"),
-    _option("set", Optional[list[str]], None, "Any other setting, as in model.layers=4.", "NAME=VALUE"),
+    _option(
+        "set", Optional[list[str]], None, "Any other setting, as in model.layers=4.", "NAME=VALUE"
+    ),
     _option("dry_run", bool, False, "Show settings and costs, and do nothing.", ""),
     _option("json", bool, False, "Print the result as one JSON document.", ""),
     _option("quiet", bool, False, "No progress and no notes.", ""),

@@ -1,6 +1,7 @@
 """What every training command does around its method."""
 
 from importlib import import_module
+from typing import Any
 
 from effcli.commands.mount import Given
 from effcli.settings.layers import Resolved
@@ -27,7 +28,7 @@ def run_training(command: str, given: Given, screen: Screen) -> None:
     screen.note(f"the page with plots: {report['run']}/report.html")
 
 
-def _settings(command: str, given: Given) -> Resolved:
+def _settings(command: str, given: Given) -> Resolved[Any]:
     """With --resume, the settings are those that the run was begun with."""
     if not given.flags.get("resume"):
         return given.resolve()

@@ -1,6 +1,7 @@
 """What is looked at once, when a run has spent its budget."""
 
 import json
+from contextlib import suppress
 
 from effcli.engine.data.corpus import Corpus
 from effcli.engine.loop import Parts
@@ -34,9 +35,7 @@ def close_run(
                 num_return_sequences=settings.evaluation.samples,
                 seed=settings.seed,
             )
-            writings = []
-            for writings in write(parts.model, corpus.tokenizer, "", sampling, stop):
-                pass
+            *_, writings = write(parts.model, corpus.tokenizer, "", sampling, stop)
             for writing in writings:
                 log.note(Sample("", writing.text(corpus.tokenizer, ())))
                 shape = (1, len(writing.ids))
@@ -52,8 +51,6 @@ def floors_of(corpus: Corpus, held_out: HeldOut) -> dict[str, float]:
         return {name: float(known[name]) for name in ("unigram", "bigram", "trigram")}
     except (OSError, ValueError, KeyError, TypeError):
         found = ngram_floors(corpus.train, held_out.tokens, corpus.tokenizer.vocab_size)
-    try:
+    with suppress(OSError):  # the corpus may belong to somebody else; then it is counted again
         write_json(path, found)
-    except OSError:
-        pass  # the corpus may belong to somebody else; it is counted again next time
     return found

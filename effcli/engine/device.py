@@ -6,6 +6,7 @@ Several processes will enter here, too: the process group, and who writes.
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from effcli.engine.protocols import LanguageModel
 from effcli.errors import InputError
 from effcli.settings.train import DeviceSettings
 
-LONGEST_BY_PRODUCTS = 512  # beyond, the square of the context costs more than the fused kernel loses
+LONGEST_BY_PRODUCTS = (
+    512  # beyond, the square of the context costs more than the fused kernel loses
+)
 
 
 class Device:
@@ -32,15 +35,16 @@ class Device:
     def adopt(self, model: LanguageModel) -> None:
         """Move a model here and set it up for this processor."""
         model.to(self.torch)
-        model.dtype = self.dtype
+        is_short = model.context <= LONGEST_BY_PRODUCTS
+        ways = {
+            "dtype": self.dtype,
+            "recompute": self._recompute,
+            "by_products": self.kind == "cpu" and is_short,
+        }
         for module in model.modules():
-            if hasattr(module, "dtype"):
-                module.dtype = self.dtype
-            if hasattr(module, "recompute"):
-                module.recompute = self._recompute
-            if hasattr(module, "by_products"):
-                is_short = model.context <= LONGEST_BY_PRODUCTS
-                module.by_products = self.kind == "cpu" and is_short
+            for name, value in ways.items():
+                if hasattr(module, name):
+                    setattr(module, name, value)
 
     def describe(self) -> str:
         """What decides speed, in one line."""
@@ -138,7 +142,7 @@ def _cores() -> int:
 
 def _meminfo_available() -> int | None:
     try:
-        with open("/proc/meminfo") as stream:
+        with Path("/proc/meminfo").open() as stream:
             line = next((line for line in stream if line.startswith("MemAvailable")), "")
         return int(line.split()[1]) * 1024
     except (OSError, IndexError, ValueError):

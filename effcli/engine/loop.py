@@ -65,7 +65,7 @@ class Parts:
             with torch.set_grad_enabled(is_training):
                 loss = self.objective(self.model, Batch(zeros, zeros, zeros[:, 0])).mean
             if is_training:
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.zero_grad()
         self.device.synchronize()
         self.device.set_rng_state(rng)
@@ -94,7 +94,7 @@ def train(parts: Parts, *, until: float = 1.0, stop: Stop = never) -> Iterator[S
                 micro = micro.to(parts.device.torch)
                 share = len(micro) / len(batch)
                 loss = parts.objective(model, micro)
-                (loss.mean * share).backward()
+                (loss.mean * share).backward()  # type: ignore[no-untyped-call]
                 mean += loss.mean.item() * share
                 batches.feedback(micro, loss)
                 for account, flops in parts.objective.flops(model, micro).items():

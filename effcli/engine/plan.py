@@ -11,7 +11,9 @@ from effcli.settings.train import TrainSettings
 
 MICRO_TOKENS = 8192  # measured: fewer at once are slower, more are not faster
 ASSUMED_MFU = 0.3
-COMPILING_EARNS_AFTER = 300.0  # seconds of training; it takes tens of them and saves about a quarter
+COMPILING_EARNS_AFTER = (
+    300.0  # seconds of training; it takes tens of them and saves about a quarter
+)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from effcli.engine.plan import forecast, micro_batch
 from effcli.engine.records import Diverged, Evaluation, Notice, Saved, Stop, Watch
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.lock import locked
-from effcli.engine.runs.page import write_page
 from effcli.engine.runs.logbook import Logbook
+from effcli.engine.runs.page import write_page
 from effcli.engine.runs.report import Report, report_of
 from effcli.engine.runs.rundir import ENV, LOCK, TOKENIZER, RunDir, new_folder, status
 from effcli.engine.runs.trained import build_model
@@ -53,7 +53,10 @@ class Session:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         if error is not None and not isinstance(error, EffError | KeyboardInterrupt):
             (self.run.folder / "error.log").write_text("".join(traceback.format_exception(error)))
@@ -63,7 +66,6 @@ class Session:
         settings = self.settings
         self.corpus = Corpus.open(locate(settings.data))
         device = Device(settings.device)
-        torch.manual_seed(settings.seed)
         vocab_size = self.corpus.tokenizer.vocab_size
         model = build_model(settings.model, vocab_size, settings.seed)
         token_bytes = self.corpus.tokenizer.token_bytes
@@ -110,6 +112,7 @@ class Session:
         if status(folder) == "complete":
             self._log.tell(Notice(f"the run in {folder} is complete already"))
             return report_of(folder)
+        torch.manual_seed(self.settings.seed)
         try:
             self._restore()
             self._prepare(facts)
@@ -180,8 +183,8 @@ class Session:
         last, _ = checkpoint.newest(self.run.checkpoints)
         where = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
         raise DivergedError(
-            f"step {record.step}: the loss is {record.loss}, the gradient's norm {record.grad_norm},"
-            f" at learning rate {record.lr:g}; {where}",
+            f"step {record.step}: the loss is {record.loss}, the gradient's norm"
+            f" {record.grad_norm}, at learning rate {record.lr:g}; {where}",
             f"try a lower rate, for example --lr {self.settings.optim.lr / 3:.2g}",
         )
 
@@ -255,4 +258,3 @@ class Session:
         self._evaluated_at, self._log.wall_before = state["evaluated_at"], state["wall"]
         self.run.rewind(state["records"])
         self._log.tell(Notice(f"continuing at step {self.parts.meter.steps}"))
-

@@ -61,7 +61,7 @@ Amount = Annotated[float, BeforeValidator(parse_number), Field(gt=0)]
 def part(registry: Registry) -> Any:
     """The type of a field that holds any part of `registry`, told apart by its `name`."""
 
-    def build(value: Any, handler: Any) -> Any:
+    def build(value: Any, _: Any) -> Any:
         if isinstance(value, PartSettings):
             return value
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):

@@ -26,9 +26,7 @@ class SamplingSettings(Settings):
     """Above 1, tokens that occurred before become less likely (Keskar et al. 2019)."""
     stop: Annotated[tuple[str, ...], Flag(panel="Text", metavar="TEXT")] = ()
     """End where this text appears; may be given several times."""
-    num_return_sequences: Annotated[
-        Count, Field(le=256), Flag(panel="Text", metavar="N")
-    ] = 1
+    num_return_sequences: Annotated[Count, Field(le=256), Flag(panel="Text", metavar="N")] = 1
     """How many texts to write."""
     seed: Annotated[int, Field(ge=0, lt=2**63), Flag(panel="Sampling", metavar="N")] = 0
     """Decides every choice."""

@@ -1,8 +1,9 @@
-"""Defaults < recipe < preset < file < --set < flags: one value per setting, and where it came from."""
+"""Defaults < recipe < preset < file < --set < flags: one value each, and where it came from."""
 
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -107,7 +108,7 @@ class _Layers:
         self, name: str, above: list[tuple[str, Tree]], default: str, known: tuple[str, ...]
     ) -> str:
         given = [(origin, values[name]) for origin, values in above if name in values]
-        for (lower, first), (upper, second) in zip(given, given[1:], strict=False):
+        for (lower, first), (upper, second) in pairwise(given):
             if first != second:
                 # The file was written on top of its own preset, so another one would do nothing.
                 message = f"{name} is {first!r} in {lower} and {second!r} in {upper}"
@@ -202,5 +203,6 @@ def _inner(field: FieldInfo, registry: Registry | None, current: Any) -> type[Se
         inner: type[Settings] = registry.load(current["name"])
         return inner
     annotation = field.annotation
-    is_settings = isinstance(annotation, type) and issubclass(annotation, Settings)
-    return annotation if is_settings else None
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    return None

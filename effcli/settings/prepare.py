@@ -18,7 +18,7 @@ class PrepareSettings(Settings):
     PLACES: ClassVar[tuple[str, ...]] = ("out", "force", "verify")
 
     sources: Annotated[tuple[str, ...], Flag(positional=True, metavar="[SOURCE]...")] = ()
-    """Named corpora, files, folders or globs; `python`, the text that every machine has, if none."""
+    """Named corpora, files, folders or globs; without one, `python`, which is on every machine."""
     mix: Annotated[str | None, Flag(panel="Source", metavar="NAME:SHARE,...")] = None
     """Several sources by their shares of the tokens, as in wikitext-2:0.6,tinystories:0.4."""
     text_column: Annotated[str | None, Flag(panel="Source", metavar="NAME")] = None
@@ -32,7 +32,8 @@ class PrepareSettings(Settings):
     held_out_share: Annotated[Share | None, Flag(panel="Splits", metavar="SHARE")] = None
     """Share of the documents for each split that the source lacks; by default 0.05 or less."""
     tokenizer: Annotated[
-        str | None, Flag(panel="Tokens", metavar="bytes|bpe:N|gpt2|cl100k|o200k", choices=TOKENIZERS)
+        str | None,
+        Flag(panel="Tokens", metavar="bytes|bpe:N|gpt2|cl100k|o200k", choices=TOKENIZERS),
     ] = None
     """How text becomes tokens; by default what suits the source, mostly bpe:4096 or gpt2."""
     max_tokens: Annotated[Count | None, Flag(panel="Tokens", metavar="N")] = None

@@ -46,7 +46,10 @@ class Watcher:
         return self._see
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self._bar.stop()
 
@@ -82,7 +85,9 @@ class Watcher:
         eta = self._eta(share, now)
         if self._is_live:
             total = None if share is None else 1.0
-            self._bar.update(self._task, total=total, completed=share or 0, detail=f"{detail}  {eta}")
+            self._bar.update(
+                self._task, total=total, completed=share or 0, detail=f"{detail}  {eta}"
+            )
         elif not self._screen.quiet and now - self._printed > PLAIN_SECONDS:
             self._printed = now
             done = "" if share is None else f"{share:4.0%}  "
@@ -100,5 +105,6 @@ class Watcher:
         self._windowed.append((now, tokens))
         while len(self._windowed) > 2 and now - self._windowed[0][0] > 10:
             self._windowed.pop(0)
-        (then, before), seconds = self._windowed[0], now - self._windowed[0][0]
+        then, before = self._windowed[0]
+        seconds = now - then
         return f"{count((tokens - before) / seconds)} tokens/s" if seconds > 0.2 else ""

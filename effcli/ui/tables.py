@@ -19,7 +19,9 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _pairs(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, show_header=False
+    )
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in rows:
@@ -29,13 +31,24 @@ def _pairs(title: str, rows: Iterable[tuple[str, str]]) -> Table:
 
 def corpus_table(summary: Mapping[str, Any]) -> Table:
     """What `eff prepare` made."""
-    table = _table(f"{summary['corpus']}  ({summary['tokenizer']})", "split", "tokens", "documents",
-                   "text", "bytes/token")
+    table = _table(
+        f"{summary['corpus']}  ({summary['tokenizer']})",
+        "split",
+        "tokens",
+        "documents",
+        "text",
+        "bytes/token",
+    )
     for name in ("train", "val", "test"):
         split = summary["splits"][name]
         ratio = split["bytes"] / split["tokens"] if split["tokens"] else 0
-        table.add_row(name, count(split["tokens"]), f"{split['documents']:,}", size(split["bytes"]),
-                      f"{ratio:.2f}")
+        table.add_row(
+            name,
+            count(split["tokens"]),
+            f"{split['documents']:,}",
+            size(split["bytes"]),
+            f"{ratio:.2f}",
+        )
     return table
 
 
@@ -60,17 +73,32 @@ def report_table(report: Mapping[str, Any]) -> Table:
     rows.append(("FLOPs", ", ".join(f"{a} {flops(f)}" for a, f in spent.items()) or "0"))
     timed = {a: s for a, s in seconds.items() if s >= 0.05}
     rows.append(("seconds", ", ".join(f"{a} {s:.1f}" for a, s in timed.items())))
-    rows.append(("speed", f"{count(report['tokens_per_second'])} tokens/s, {report['mfu']:.0%} of "
-                 f"{report['peak_flops_per_second'] / 1e12:.2f} TFLOP/s"))
+    rows.append(
+        (
+            "speed",
+            f"{count(report['tokens_per_second'])} tokens/s, {report['mfu']:.0%} of "
+            f"{report['peak_flops_per_second'] / 1e12:.2f} TFLOP/s",
+        )
+    )
     joules = energy["joules"]
-    rows.append(("energy", f"{count(joules)}J, {energy['source']}" if joules is not None else energy["source"]))
+    rows.append(
+        (
+            "energy",
+            f"{count(joules)}J, {energy['source']}" if joules is not None else energy["source"],
+        )
+    )
     rows.append(("memory", size(report["peak_memory_bytes"])))
     if report["cost"] is not None:
         rows.append(("cost", f"{report['cost']:.4f}"))
     if tuning := report["tuning"]:
         chosen = ", ".join(f"{n} {v:.4g}" for n, v in tuning["chosen"].items())
-        rows.append(("tuning", f"{tuning['trials']} trials, {flops(tuning['flops'])} FLOPs, "
-                     f"{clock(tuning['seconds'])}, not counted above; chose {chosen}"))
+        rows.append(
+            (
+                "tuning",
+                f"{tuning['trials']} trials, {flops(tuning['flops'])} FLOPs, "
+                f"{clock(tuning['seconds'])}, not counted above; chose {chosen}",
+            )
+        )
     return _pairs(report["run"], rows)
 
 
@@ -93,10 +121,15 @@ def plan_tables(plan: Mapping[str, Any]) -> list[Table]:
         ("steps", f"{forecast['steps']:,}"),
         ("tokens", f"{count(forecast['tokens'])}, {forecast['epochs']:.2f} times the corpus"),
         ("FLOPs", flops(forecast["flops"])),
-        ("time", f"about {clock(forecast['seconds'])} of training, at {plan['assumed_mfu']:.0%} of "
-         f"{plan['peak_flops_per_second'] / 1e12:.2f} TFLOP/s"),
-        ("memory", f"about {size(forecast['memory_bytes'])}, "
-         f"{forecast['micro']} sequences at a time"),
+        (
+            "time",
+            f"about {clock(forecast['seconds'])} of training, at {plan['assumed_mfu']:.0%} of "
+            f"{plan['peak_flops_per_second'] / 1e12:.2f} TFLOP/s",
+        ),
+        (
+            "memory",
+            f"about {size(forecast['memory_bytes'])}, {forecast['micro']} sequences at a time",
+        ),
     ]
     return [settings_table(plan), _pairs("plan", costs)]
 
@@ -104,9 +137,7 @@ def plan_tables(plan: Mapping[str, Any]) -> list[Table]:
 def comparison_table(comparison: Mapping[str, Any]) -> Table:
     """Several runs beside each other."""
     gains = ("× tokens", "× FLOPs", "× s")
-    table = _table(
-        "comparison", "run", "loss", "bits/byte", "tokens", "FLOPs", "seconds", *gains
-    )
+    table = _table("comparison", "run", "loss", "bits/byte", "tokens", "FLOPs", "seconds", *gains)
     table.padding, table.pad_edge = (0, 1, 0, 0), False
     for row in comparison["runs"]:
         name = row["run"] if row["status"] == "complete" else f"{row['run']} ({row['status']})"

@@ -157,8 +157,7 @@ class Corpus:
             name
             for entry in self.manifest["splits"].values()
             for name, described in entry["files"].items()
-            if not (self.folder / name).is_file()
-            or describe_file(self.folder / name) != described
+            if not (self.folder / name).is_file() or describe_file(self.folder / name) != described
         ]
 
     def verify(self) -> int:

@@ -129,8 +129,9 @@ class Grammar:
     def rows(self, split: str) -> Iterator[Row]:
         """Documents, each from a generator of its own."""
         self._total = self.DOCUMENTS[split]
-        for self._at in range(self._total):
-            yield self.row(split, self._at)
+        for index in range(self._total):
+            self._at = index
+            yield self.row(split, index)
 
     def row(self, split: str, index: int) -> Row:
         """The document at a place, independent of all others."""

@@ -25,7 +25,9 @@ class Hub:
         self._column = text_column or self.entry.column
         self._revision = self._newest_revision()
         self._splits = self._open()
-        self.splits = frozenset(ours for ours, theirs in _HUB_NAMES.items() if theirs in self._splits)
+        self.splits = frozenset(
+            ours for ours, theirs in _HUB_NAMES.items() if theirs in self._splits
+        )
         self._rows_read = 0
         self._rows_total: int | None = None
 

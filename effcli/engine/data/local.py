@@ -7,10 +7,9 @@ import hashlib
 import io
 import json
 import lzma
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 from effcli.engine.data.source import Row
 from effcli.errors import InputError
@@ -22,7 +21,7 @@ UNDIVIDED = 2**16  # bytes; longer plain text is cut, so that it can be split an
 PLAIN_PIECE = 2**13  # bytes of each part of it
 PLAIN = (".txt", ".md")
 SUFFIXES = (*PLAIN, ".jsonl", ".ndjson", ".parquet", ".arrow")
-_OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
+_OPENERS: dict[str, Callable[[Any], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".xz": lzma.LZMAFile,
     ".bz2": bz2.BZ2File,
@@ -59,7 +58,8 @@ class Local:
         everything = [file for files in self._files.values() for file in files]
         plain = [file for file in everything if _kind(file) in PLAIN]
         self.used = frozenset(
-            (["separator"] if plain else []) + (["text_column"] if len(plain) < len(everything) else [])
+            (["separator"] if plain else [])
+            + (["text_column"] if len(plain) < len(everything) else [])
         )
         self._read = 0
         self._total = 1
@@ -158,7 +158,9 @@ class Local:
             "column": self._column,
             "separator": self._separator.decode(),
             "files": {
-                split: [{"path": str(f), "bytes": f.stat().st_size, "sha256": sha256(f)} for f in files]
+                split: [
+                    {"path": str(f), "bytes": f.stat().st_size, "sha256": sha256(f)} for f in files
+                ]
                 for split, files in sorted(self._files.items())
             },
         }
@@ -227,7 +229,7 @@ def find(place: str) -> list[Path]:
     elif path.is_file():
         found = [path]
     else:
-        found = [Path(p) for p in glob.glob(os.path.expanduser(place), recursive=True)]
+        found = [Path(p) for p in glob.glob(str(path), recursive=True)]
         found = [p for p in found if p.is_file()]
         if not found:
             raise InputError(f"there is no corpus, file or folder {place!r}", _known(place))

@@ -28,9 +28,7 @@ PATTERNS = {
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,2}|"
         r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
-    "gpt2": (
-        r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-    ),
+    "gpt2": (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"),
     "cl100k": (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+|"
         r" ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
@@ -69,7 +67,10 @@ class Tokenizer:
 
         special = {SEPARATOR: self.separator}
         return tiktoken.Encoding(
-            self.name, pat_str=PATTERNS[self.pattern], mergeable_ranks=self.ranks, special_tokens=special
+            self.name,
+            pat_str=PATTERNS[self.pattern],
+            mergeable_ranks=self.ranks,
+            special_tokens=special,
         )
 
     @cached_property
@@ -202,4 +203,3 @@ def describe(tokenizer: Tokenizer) -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         "separator": tokenizer.separator,
     }
-

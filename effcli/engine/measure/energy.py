@@ -64,7 +64,9 @@ class _Rapl:
 
     @classmethod
     def open(cls) -> "_Rapl | None":
-        zones = sorted(_POWERCAP.glob("intel-rapl:[0-9]"))  # packages; deeper zones are parts of them
+        zones = sorted(
+            _POWERCAP.glob("intel-rapl:[0-9]")
+        )  # packages; deeper zones are parts of them
         try:
             return cls(zones) if zones else None
         except (OSError, ValueError):
@@ -87,6 +89,4 @@ class _Estimate:
         self._watts_per_core, self._device_watts = settings.watts_per_core, device_watts
 
     def read(self) -> float:
-        return (
-            time.process_time() * self._watts_per_core + time.monotonic() * self._device_watts
-        )
+        return time.process_time() * self._watts_per_core + time.monotonic() * self._device_watts

@@ -24,7 +24,9 @@ class HeldOut:
     """Length of the text that is predicted."""
 
     @classmethod
-    def of(cls, split: Split, token_bytes: NDArray[np.int64], context: int, budget: int) -> "HeldOut":
+    def of(
+        cls, split: Split, token_bytes: NDArray[np.int64], context: int, budget: int
+    ) -> "HeldOut":
         """About `budget` tokens, in windows spread evenly over the split."""
         there = split.windows(context)
         if there == 0:
@@ -40,7 +42,8 @@ class HeldOut:
     @property
     def predicted(self) -> int:
         """Tokens that are predicted."""
-        return self.tokens.shape[0] * (self.tokens.shape[1] - 1)
+        rows, length = self.tokens.shape
+        return int(rows * (length - 1))
 
     def bits_per_byte(self, loss: float) -> float:
         """A loss in nats per token, whatever the tokens are."""

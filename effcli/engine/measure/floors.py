@@ -81,7 +81,9 @@ class _Counts:
     def bigram(self, rows: Ids, strength: float) -> NDArray[np.float64]:
         both = self._pair_counts[np.searchsorted(self._pairs, self._pair(rows))]
         below = self.unigram(rows[:, 1:])
-        smooth: NDArray[np.float64] = (both + strength * below) / (self._ones[rows[:, :-1]] + strength)
+        smooth: NDArray[np.float64] = (both + strength * below) / (
+            self._ones[rows[:, :-1]] + strength
+        )
         return smooth
 
     def trigram(self, rows: Ids, below: float, strength: float) -> NDArray[np.float64]:

@@ -72,7 +72,7 @@ class Budget:
 
     def __init__(self, settings: TrainSettings, share: float = 1.0) -> None:
         seconds = None if settings.minutes is None else settings.minutes * 60
-        limits = {"steps": settings.steps, "tokens": settings.tokens}
+        limits: dict[str, float | None] = {"steps": settings.steps, "tokens": settings.tokens}
         limits |= {"flops": settings.flops, "seconds": seconds}
         self.limits = {name: limit * share for name, limit in limits.items() if limit is not None}
 

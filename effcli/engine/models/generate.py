@@ -22,7 +22,9 @@ def choose(
 ) -> Int[Tensor, " batch"]:
     """Draw a token for each row. `seen` counts how often each token occurred before."""
     if s.repetition_penalty != 1.0:
-        punished = torch.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
+        punished = torch.where(
+            logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty
+        )
         logits = torch.where(seen > 0, punished, logits)
     if s.temperature == 0:
         return logits.argmax(-1)

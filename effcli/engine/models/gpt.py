@@ -1,7 +1,6 @@
 """A decoder-only transformer: GPT-2 at one end of its settings, the modern recipe at the other."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +57,7 @@ class Attention(nn.Module):
         return out
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -101,7 +100,11 @@ class Block(nn.Module):
         self.drop = nn.Dropout(s.dropout)
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None, layer: int
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor] | None,
+        cache: KeyValueCache | None,
+        layer: int,
     ) -> Tensor:
         """The residual stream after this block."""
         x = x + self.drop(self.attention(self.norm1(x), angles, cache, layer))
@@ -192,7 +195,9 @@ class GPT(LanguageModel):
 
     def backward_flops(self, batch: int, time: int) -> float:
         """Twice the forward: one product for the inputs, one for the weights."""
-        again = self.forward_flops(batch, time) - 2 * batch * time * self.settings.width * len(self.head)
+        again = self.forward_flops(batch, time) - 2 * batch * time * self.settings.width * len(
+            self.head
+        )
         recomputed = again if self.trunk.recompute else 0.0
         return 2 * self.forward_flops(batch, time) + recomputed
 
@@ -215,5 +220,3 @@ class GPT(LanguageModel):
             elif "embedding" in name or "positions" in name:
                 std = 1.0 if s.embedding_norm and not s.tied else 0.02
             parameter.normal_(0.0, std, generator=generator)
-
-

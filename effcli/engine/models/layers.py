@@ -132,4 +132,3 @@ def generators(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor, torch
     for name, parameter in model.named_parameters():
         own = mix64(seed ^ digest(name.encode()))
         yield name, parameter, torch.Generator().manual_seed(own % 2**63)
-

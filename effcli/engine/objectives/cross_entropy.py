@@ -13,7 +13,6 @@ from torch import Tensor
 
 from effcli.engine.protocols import LanguageModel
 
-
 CHUNK_LOGITS = 2**21  # what stays in a CPU's cache; measured against half and twice as many
 
 
@@ -30,7 +29,7 @@ def head_loss(
     if rows is None:
         rows = 4096 if features.is_cuda else max(256, CHUNK_LOGITS // model.vocab_size)
     flat = features.flatten(0, 1)
-    mean, each = _ChunkedCrossEntropy.apply(
+    mean, each = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         flat, model.head, targets.flatten(), model.vocab_size, model.soft_cap, rows
     )
     return mean, each.view_as(targets)

@@ -1,5 +1,7 @@
 """AdamW for everything: matrices decay, gains and biases do not."""
 
+from torch.nn import Parameter
+
 from effcli.engine.optim.optimizer import Group
 from effcli.engine.protocols import LanguageModel
 from effcli.settings.optim import AdamWSettings
@@ -7,7 +9,8 @@ from effcli.settings.optim import AdamWSettings
 
 def route(model: LanguageModel, settings: AdamWSettings) -> list[Group]:
     """Two groups that differ in their decay."""
-    decaying, plain = [], []
+    decaying: list[tuple[str, Parameter]] = []
+    plain: list[tuple[str, Parameter]] = []
     for name, parameter in model.named_parameters():
         (decaying if parameter.ndim >= 2 else plain).append((name, parameter))
     return [

@@ -69,10 +69,9 @@ def _check_space(folder: Path, tensors: list[Tensor]) -> None:
     needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors) * 21 // 20 + 2**16
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise ResourceError(
-            f"a checkpoint needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free in {folder}",
-            "make room, then continue with --resume",
-        )
+        sizes = f"{needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"
+        hint = "make room, then continue with --resume"
+        raise ResourceError(f"a checkpoint needs {sizes} in {folder}", hint)
 
 
 def _take_tensors(tree: Tree, prefix: str, tensors: dict[str, Tensor]) -> Tree:
@@ -127,7 +126,7 @@ def damage(place: Path) -> str | None:
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose hashes hold, and a line for each damaged one set aside."""
-    warnings = []
+    warnings: list[str] = []
     for place in reversed(steps(folder)):
         if (reason := damage(place)) is None:
             return place, warnings

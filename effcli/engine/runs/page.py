@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,11 @@ def _plots(report: Report, rows: list[dict[str, Any]]) -> list[str]:
     looks = [row for row in rows if row["kind"] == "evaluation"]
     floors = {} if report.floors is None else report.floors.model_dump()
     drawn = []
-    for unit, label in (("tokens", "tokens"), ("flops", "FLOPs"), ("seconds", "seconds of training")):
+    for unit, label in (
+        ("tokens", "tokens"),
+        ("flops", "FLOPs"),
+        ("seconds", "seconds of training"),
+    ):
         lines = {
             "training": [(row[unit], row["loss"]) for row in steps],
             "held out": [(row[unit], row["loss"]) for row in looks],
@@ -67,7 +72,7 @@ def _plots(report: Report, rows: list[dict[str, Any]]) -> list[str]:
         drawn.append(plots.curves(label, "loss, nats per token", lines, _visible(floors, steps)))
     speed = [
         (b["tokens"], (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"]))
-        for a, b in zip(steps, steps[1:], strict=False)
+        for a, b in pairwise(steps)
         if b["seconds"] > a["seconds"]
     ]
     rates = {"rate": [(row["tokens"], row["lr"]) for row in steps]}

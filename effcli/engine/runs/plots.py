@@ -58,8 +58,15 @@ def curves(
         )
     for number, (name, level) in enumerate(levels.items()):
         axes.axhline(level, linestyle="--", linewidth=1, color="#888888")
-        axes.annotate(name, (1, level), xycoords=("axes fraction", "data"), fontsize=7,
-                      ha="right", va="bottom" if number % 2 else "top", color="#666666")
+        axes.annotate(
+            name,
+            (1, level),
+            xycoords=("axes fraction", "data"),
+            fontsize=7,
+            ha="right",
+            va="bottom" if number % 2 else "top",
+            color="#666666",
+        )
     if log_x:
         axes.set_xscale("log")
     if len(lines) > 1:

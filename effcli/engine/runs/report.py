@@ -51,7 +51,8 @@ class Tuning(_Piece):
     flops: float
     seconds: float
     chosen: dict[str, float]
-    losses: list[float]
+    losses: list[float | None]
+    """Held-out loss of every trial; none where it diverged."""
 
 
 class Report(_Piece):

@@ -48,7 +48,9 @@ def unfinished(command: str) -> Path:
         if path.parent.name.startswith(f"{command}-") and status(path.parent) != "complete"
     ]
     if not begun:
-        raise InputError(f"there is no unfinished run of {command} in {root()}/", "name it with --out")
+        raise InputError(
+            f"there is no unfinished run of {command} in {root()}/", "name it with --out"
+        )
     return max(begun, key=lambda folder: (folder / CONFIG).stat().st_mtime_ns)
 
 
@@ -61,7 +63,7 @@ def status(folder: Path) -> str:
 
 
 class RunDir:
-    """Writes and reads one run. Every file is whole, and the records lose at most their last line."""
+    """Writes and reads one run. Every file is whole; records lose at most their last line."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -75,7 +77,7 @@ class RunDir:
 
     def begin(self, command: str, settings: dict[str, Any]) -> None:
         """Write down what was asked for, before anything is done."""
-        header = f'# eff {command}; `eff {command} --config` with this file repeats the run.\n'
+        header = f"# eff {command}; `eff {command} --config` with this file repeats the run.\n"
         write_text(self.folder / CONFIG, header + tomli_w.dumps(settings))
 
     def describe(self, facts: dict[str, Any]) -> None:
