@@ -67,23 +67,23 @@ def run(arguments: list[str]) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+    except SystemExit as error:  # typer's after completion, rich's after a closed pipe (with 1)
+        return 0 if error.code in (None, 1) else int(error.code)
     except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
         if "--debug" in arguments:
             traceback.print_exception(error)
-        expected = _expected(error)
+        expected = _expected(error, arguments)
         show_error(expected)
         return expected.code if isinstance(expected, Stopped) else expected.exit_code
     return code if isinstance(code, int) else 0
 
 
-def _expected(error: BaseException) -> EffError:
+def _expected(error: BaseException, arguments: list[str]) -> EffError:
     """The error to show for an exception."""
     if isinstance(error, EffError):
         return error
     if isinstance(error, TyperException):
-        return _usage(error)
+        return _usage(error, arguments)
     if isinstance(error, MemoryError):
         return ResourceError("out of memory", "use a smaller preset or batch.micro")
     if isinstance(error, OSError) and error.errno in _RESOURCES:
@@ -97,16 +97,16 @@ def _expected(error: BaseException) -> EffError:
     return EffError(f"{type(error).__name__}: {error}", hint)
 
 
-def _usage(error: TyperException) -> InputError:
+def _usage(error: TyperException, arguments: list[str]) -> InputError:
     """A wrong command line, in one line, with the nearest right word."""
     message = error.format_message().split(" (Possible options:")[0].rstrip(".")
     known = getattr(error, "possibilities", None) or []
     name = getattr(error, "option_name", "")
     if close := get_close_matches(name, known, n=1):
         return InputError(_lower(message), f"did you mean {close[0]}?")
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "eff"
-    return InputError(_lower(message), f"see {command} --help")
+    commands = {command.name for command in app.registered_commands}
+    command = "".join(f" {word}" for word in arguments[:1] if word in commands)
+    return InputError(_lower(message), f"see eff{command} --help")
 
 
 def _lower(message: str) -> str:

@@ -13,26 +13,20 @@ def generate(given: Given, screen: Screen) -> None:
     from effcli.engine.interrupt import Interrupt
     from effcli.methods.generate import stream
 
-    if not screen.as_json and settings.num_return_sequences == 1:
-        screen.out.print(Text(safe(settings.prompt)), end="", soft_wrap=True)
+    is_streamed = not screen.as_json and settings.num_return_sequences == 1
     texts: list[str] = []
     with Interrupt() as stop:
-        for texts, news in stream(settings, stop):
-            if not screen.as_json and settings.num_return_sequences == 1:
-                screen.out.print(Text(safe(news)), end="", soft_wrap=True)
-    if screen.as_json:
-        screen.result(
-            {
-                "schema": 1,
-                "command": "generate",
-                "run": str(settings.run),
-                "prompt": settings.prompt,
-                "texts": texts,
-            }
-        )
-    elif settings.num_return_sequences == 1:
+        for number, (texts, news) in enumerate(stream(settings, stop)):
+            if is_streamed:
+                begun = settings.prompt if number == 0 else ""
+                screen.out.print(Text(safe(begun + news)), end="", soft_wrap=True)
+    if is_streamed:
         screen.out.print()
-    else:
-        for number, text in enumerate(texts, start=1):
-            screen.out.print(Text(f"--- {number}", "dim"))
-            screen.out.print(Text(safe(settings.prompt + text)), soft_wrap=True)
+        return
+    document = {"schema": 1, "command": "generate", "run": str(settings.run)}
+    drawn = [
+        piece
+        for number, text in enumerate(texts, start=1)
+        for piece in (Text(f"--- {number}", "dim"), Text(safe(settings.prompt + text)))
+    ]
+    screen.result({**document, "prompt": settings.prompt, "texts": texts}, *drawn)

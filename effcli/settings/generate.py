@@ -37,6 +37,6 @@ class GenerateSettings(SamplingSettings):
 
     run: Annotated[Path, Flag(positional=True, metavar="RUN")]
     """Folder of a run."""
-    prompt: Annotated[str, Flag(positional=True, metavar="[PROMPT]")] = ""
+    prompt: Annotated[str, Flag(positional=True, metavar="PROMPT")] = ""
     """Text to continue; without one, a new document is begun."""
     device: DeviceSettings = DeviceSettings(compile="off")

@@ -17,7 +17,7 @@ class PrepareSettings(Settings):
     #: Fields that say where things are or what to do, not what the corpus holds.
     PLACES: ClassVar[tuple[str, ...]] = ("out", "force", "verify")
 
-    sources: Annotated[tuple[str, ...], Flag(positional=True, metavar="[SOURCE]...")] = ()
+    sources: Annotated[tuple[str, ...], Flag(positional=True, metavar="SOURCE")] = ()
     """Named corpora, files, folders or globs; without one, `python`, which is on every machine."""
     mix: Annotated[str | None, Flag(panel="Source", metavar="NAME:SHARE,...")] = None
     """Several sources by their shares of the tokens, as in wikitext-2:0.6,tinystories:0.4."""

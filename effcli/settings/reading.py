@@ -11,7 +11,7 @@ from effcli.settings.base import Flag, Settings
 class ReportSettings(Settings):
     """What `eff report` reads."""
 
-    runs: Annotated[tuple[Path, ...], Field(min_length=1), Flag(positional=True, metavar="RUN...")]
+    runs: Annotated[tuple[Path, ...], Field(min_length=1), Flag(positional=True, metavar="RUN")]
     """Folders of runs; with several, the first is the reference."""
     out: Annotated[Path, Flag(panel="Output", metavar="FILE")] = Path("comparison.html")
     """Where the page of a comparison goes."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from effcli.engine.data.source import Row
-from effcli.errors import InputError, ResourceError
+from effcli.errors import EffError, InputError, ResourceError
 from effcli.settings.corpora import CORPORA
 
 _HUB_NAMES = {"train": "train", "val": "validation", "test": "test"}
@@ -112,18 +112,19 @@ class _HubErrors:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, Exception) or isinstance(error, InputError | ResourceError):
+        if not isinstance(error, Exception) or isinstance(error, EffError):
             return
         from datasets.exceptions import DatasetsError
         from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        library = type(error).__module__.partition(".")[0]
         if isinstance(error, RepositoryNotFoundError):
             raise InputError(f"the hub has no data set {self._hub_id}: {first}") from error
-        if isinstance(error, HfHubHTTPError | OSError) or "offline" in first.lower():
+        if isinstance(error, HfHubHTTPError | OSError) or library.startswith("http"):
+            hint = "check the network (or HF_ENDPOINT), or prepare a local file, or `python`"
             raise ResourceError(
-                f"{self._hub_id} cannot be read from the hub: {first}",
-                "check the network (or HF_ENDPOINT), or give a local file or `python` instead",
+                f"cannot read {self._hub_id} from the hub: {first}", hint
             ) from error
-        if isinstance(error, DatasetsError | ValueError | RuntimeError):
+        if isinstance(error, DatasetsError | ValueError | RuntimeError) or library == "pyarrow":
             raise InputError(f"{self._hub_id} is not what was expected: {first}") from error

@@ -82,13 +82,17 @@ class Job:
             done = self._progress.writers.get(split)
             limit = self._settings.shard_tokens
             self._writers[split] = SplitWriter(self._work, split, dtype, limit, done)
-        passes = self._passes()
-        while self._progress.step < len(passes):
-            self._read(passes[self._progress.step], tokenizer)
-            self._check_rejected()
-            self._progress.begin(self._progress.step + 1, len(self._sources))
-            self._commit()
-        self._finish(tokenizer, dtype)
+        try:
+            passes = self._passes()
+            while self._progress.step < len(passes):
+                self._read(passes[self._progress.step], tokenizer)
+                self._check_rejected()
+                self._progress.begin(self._progress.step + 1, len(self._sources))
+                self._commit()
+            self._finish(tokenizer, dtype)
+        finally:
+            for writer in self._writers.values():
+                writer.abandon()
         return self._work
 
     def _begin_or_continue(self) -> None:

@@ -33,6 +33,11 @@ class SplitWriter:
         self._has_labels: bool = state["labels"]
         self._reserved = 0
         self._shard = self._open_shard()
+        for path in folder.glob(f"{split}-*.bin"):  # begun after the state that is gone back to
+            if path.name > shard_name(split, self.tokens // shard_tokens):
+                path.unlink()
+        if not self._has_labels:
+            (folder / f"{split}.labels").unlink(missing_ok=True)
         self._starts = self._open(f"{split}.documents", 8 * self.documents)
         self._labels = self._open(f"{split}.labels", self.documents) if self._has_labels else None
 
@@ -98,6 +103,12 @@ class SplitWriter:
             "bytes": self.bytes,
             "labels": self._has_labels,
         }
+
+    def abandon(self) -> None:
+        """Let go of the files, wherever they are."""
+        for stream in (self._shard, self._starts, self._labels):
+            if stream is not None:
+                stream.close()
 
     def close(self) -> dict[str, Any]:
         """Finish every file and describe the split, hashes included."""

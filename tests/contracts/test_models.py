@@ -1,0 +1,160 @@
+"""The laws that every registered model obeys, in every shape it can take."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from effcli.catalog import MODELS
+from effcli.engine.device import Device
+from effcli.engine.objectives.next_token import NextToken
+from effcli.engine.optim.optimizer import Optimizer
+from effcli.engine.protocols import Batch, LanguageModel
+from effcli.engine.runs.trained import build_model
+from effcli.settings.baseline import BaselineSettings
+from effcli.settings.layers import resolve
+from effcli.settings.train import DeviceSettings
+
+VOCAB = 77
+SHAPES = {
+    "modern": [],
+    "textbook": [],
+    "swiglu": ["model.activation=swiglu"],
+    "tied": ["model.tied=true"],
+    "learned": ["model.positions=learned", "model.norm=layer", "model.bias=true"],
+    "plain": ["model.zero_init=false", "model.qk_norm=false", "model.soft_cap=0"],
+}
+CASES = [(name, shape) for name in MODELS for shape in SHAPES]
+
+
+def _model(name: str, shape: str, *, seed: int = 0, spread: float = 0.0) -> LanguageModel:
+    recipe = shape if shape in ("modern", "textbook") else "modern"
+    small = ["model.layers=2", "model.width=32", "model.heads=4", "model.context=24"]
+    assignments = [f"model.name={name}", *small, *SHAPES[shape]]
+    settings = resolve(BaselineSettings, {"recipe": recipe}, assignments).settings
+    model = build_model(settings.model, VOCAB, seed)
+    if spread:  # zero-initialized parts would hide mistakes
+        generator = torch.Generator().manual_seed(2)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=spread, generator=generator)
+    return model
+
+
+def _tokens(rows: int = 3, time: int = 24) -> torch.Tensor:
+    return torch.randint(0, VOCAB, (rows, time), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+class TestEveryModel:
+    def test_never_looks_ahead(self, name: str, shape: str) -> None:
+        model, tokens = _model(name, shape, spread=0.3).eval(), _tokens()
+        before = model(tokens)
+        for position in (1, 11, 23):
+            changed = tokens.clone()
+            changed[:, position:] = (changed[:, position:] + 1) % VOCAB
+            after = model(changed)
+            assert torch.equal(before[:, :position], after[:, :position])
+            assert not torch.equal(before[:, position], after[:, position])
+
+    def test_uses_everything_behind(self, name: str, shape: str) -> None:
+        model, tokens = _model(name, shape, spread=0.3).eval(), _tokens(1)
+        changed = tokens.clone()
+        changed[:, 0] = (changed[:, 0] + 1) % VOCAB
+        assert (model(tokens) - model(changed))[:, -1].abs().max() > 1e-5
+
+    def test_gives_one_logit_for_each_id(self, name: str, shape: str) -> None:
+        model = _model(name, shape)
+        assert model(_tokens()).shape == (3, 24, VOCAB)
+        assert len(model.head) >= VOCAB
+
+    def test_counts_flops_as_torch_does(self, name: str, shape: str) -> None:
+        model, tokens = _model(name, shape, spread=0.1), _tokens()
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            loss = (model.features(tokens).float() @ model.head.T).sum()
+        forward = counter.get_total_flops()
+        assert model.forward_flops(3, 24, dense=True) == forward
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            loss.backward()
+        assert counter.get_total_flops() == 2 * forward
+        assert model.backward_flops(3, 24) == 2 * model.forward_flops(3, 24)
+        assert model.forward_flops(3, 24) < forward  # the headline leaves out what is masked
+
+    def test_starts_at_the_loss_of_a_guess(self, name: str, shape: str) -> None:
+        batch = Batch(_tokens(), _tokens().roll(-1, 1), torch.arange(3))
+        loss = NextToken()(_model(name, shape), batch).mean
+        assert abs(loss.item() - torch.tensor(float(VOCAB)).log().item()) < 0.2
+
+    def test_learns_one_batch_by_heart(self, name: str, shape: str) -> None:
+        model, tokens = _model(name, shape), _tokens()
+        recipe = shape if shape == "textbook" else "modern"
+        settings = resolve(BaselineSettings, {"recipe": recipe, "optim.lr": "0.01"}).settings
+        optimizer = Optimizer(model, settings.optim)
+        batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.arange(3))
+        for _ in range(60):
+            loss = NextToken()(model, batch).mean
+            loss.backward()
+            optimizer.step(1.0)
+            optimizer.zero_grad()
+        assert loss.item() < 0.5
+
+    def test_starts_the_same_from_the_same_seed(self, name: str, shape: str) -> None:
+        first, second = _model(name, shape).state_dict(), _model(name, shape).state_dict()
+        other = _model(name, shape, seed=1).state_dict()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert any(not torch.equal(first[key], other[key]) for key in first)
+
+    def test_writes_the_same_with_and_without_a_cache(self, name: str, shape: str) -> None:
+        model, tokens = _model(name, shape, spread=0.3).eval(), _tokens()
+        cache = model.new_cache(3)
+        parts = [tokens[:, :7], *tokens[:, 7:].split(1, dim=1)]
+        with torch.no_grad():
+            cached = torch.cat([model.logits(model.features(p, cache)) for p in parts], dim=1)
+            whole = model(tokens)
+        assert (cached - whole).abs().max() < 1e-4
+
+    def test_computes_the_same_with_less_memory(self, name: str, shape: str) -> None:
+        gradients = []
+        for recompute in (False, True):
+            model = _model(name, shape, spread=0.1)
+            Device(DeviceSettings(name="cpu", precision="float32", recompute=recompute)).adopt(
+                model
+            )
+            batch = Batch(_tokens()[:, :-1], _tokens()[:, 1:], torch.arange(3))
+            NextToken(rows=7 if recompute else None)(model, batch).mean.backward()
+            gradients.append([p.grad for p in model.parameters()])
+        for one, other in zip(*gradients, strict=True):
+            assert torch.allclose(one, other, atol=1e-6)
+
+    def test_is_close_to_itself_in_bfloat16(self, name: str, shape: str) -> None:
+        batch = Batch(_tokens()[:, :-1], _tokens()[:, 1:], torch.arange(3))
+        losses = []
+        for precision in ("float32", "bfloat16"):
+            model = _model(name, shape, spread=0.1)
+            Device(DeviceSettings(name="cpu", precision=precision)).adopt(model)
+            losses.append(NextToken()(model, batch).mean.item())
+        assert abs(losses[0] - losses[1]) < 0.03
+
+
+def test_shapes_share_the_start_of_the_tensors_they_have_in_common() -> None:
+    tied, untied = _model("gpt", "tied"), _model("gpt", "modern")
+    common = tied.state_dict().keys() & untied.state_dict().keys() - {"trunk.embedding.weight"}
+    assert len(common) > 8
+    for key in common:
+        assert torch.equal(tied.state_dict()[key], untied.state_dict()[key])
+
+
+def test_the_modern_recipe_starts_as_the_identity() -> None:
+    model = _model("gpt", "modern").eval()
+    tokens = _tokens()
+    embedded = model.trunk.embedding(tokens)
+    expected = embedded / embedded.square().mean(-1, keepdim=True).sqrt()
+    assert torch.allclose(model.features(tokens), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("preset", "count"), [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168)])
+def test_the_textbook_shape_is_that_of_gpt2(preset: str, count: int) -> None:
+    settings = resolve(BaselineSettings, {"preset": preset}).settings
+    with torch.device("meta"):
+        model = build_model(settings.model, 50257, 0)
+    assert model.parameter_count() == count
+    assert len(model.head) % 64 == 0

@@ -1,0 +1,193 @@
+"""Resumed equals uninterrupted, bit for bit: weights, moments, order, random numbers, ledger."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Settings
+
+from effcli.engine.records import Evaluation, Record, Step
+from effcli.engine.runs import checkpoint
+from effcli.errors import InputError, Stopped
+from effcli.methods import baseline
+
+STEPS = 60
+
+
+def _settings(tiny: Settings, out: Path, **flags: Any) -> Any:
+    """Dropout, accumulation, evaluations and two epoch ends: all that could go wrong."""
+    shape = ["model.dropout=0.1", "batch.sequences=6", "batch.micro=4", "model.layers=1"]
+    flags = {"steps": STEPS, "eval_every": 25, "save_every": 20, "out": out, **flags}
+    return tiny(*shape, "model.context=64", "evaluation.floors=false", **flags)
+
+
+def _final_state(folder: Path) -> dict[str, Any]:
+    """Everything that must be equal at the end; seconds, joules and memory cannot be."""
+    place, _ = checkpoint.newest(folder / "checkpoints")
+    assert place is not None
+    state = checkpoint.load_state(place)
+    meter = state["parts"]["meter"]
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    for record in records:
+        for name in ("seconds", "joules", "peak_memory_bytes"):
+            record.pop(name, None)
+    return {
+        "weights": checkpoint.load_model(place, torch.device("cpu")),
+        "optimizer": state["parts"]["optimizer"],
+        "batches": state["parts"]["batches"],
+        "rng": state["parts"]["rng"],
+        "ledger": {k: meter[k] for k in ("flops", "steps", "tokens")},
+        "records": records,
+    }
+
+
+def _assert_equal(one: Any, other: Any, path: str = "") -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            _assert_equal(one[key], other[key], f"{path}/{key}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path
+    else:
+        assert one == other, path
+
+
+def _stop_after(cut: int) -> tuple[Any, Any]:
+    """A watcher and a stop: a signal arrives when step `cut` has been seen."""
+    seen = {"steps": 0}
+
+    def watch(record: Record) -> None:
+        if isinstance(record, Step):
+            seen["steps"] = record.index
+
+    return watch, lambda: signal.SIGTERM if seen["steps"] >= cut else None
+
+
+@pytest.fixture(scope="module")
+def reference(
+    tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path
+) -> tuple[Path, dict[str, Any]]:
+    import conftest
+
+    from effcli.settings.baseline import BaselineSettings
+    from effcli.settings.layers import resolve
+
+    def tiny(*assignments: str, **flags: Any) -> Any:
+        flags = {"data": str(corpus_folder), **flags}
+        return resolve(BaselineSettings, flags, [*conftest.TINY, *assignments]).settings
+
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    baseline.run(_settings(tiny, folder))
+    return folder, _final_state(folder)
+
+
+@pytest.mark.parametrize("cut", range(1, STEPS))
+def test_every_cut_resumes_exactly(tiny: Settings, reference: Any, place: Path, cut: int) -> None:
+    watch, stop = _stop_after(cut)
+    with pytest.raises(Stopped) as stopped:
+        baseline.run(_settings(tiny, place / "run"), watch, stop)
+    assert stopped.value.code == 143
+    assert "--resume" in (stopped.value.hint or "")
+    baseline.run(_settings(tiny, place / "run", resume=True))
+    _assert_equal(_final_state(place / "run"), reference[1])
+
+
+@pytest.mark.parametrize("cuts", [(3, 7, 41), (20, 21, 22), (25, 26, 50)])
+def test_resuming_again_and_again_is_exact(
+    tiny: Settings, reference: Any, place: Path, cuts: tuple[int, ...]
+) -> None:
+    for cut in cuts:
+        watch, stop = _stop_after(cut)
+        with pytest.raises(Stopped):
+            baseline.run(_settings(tiny, place / "run", resume=True), watch, stop)
+    baseline.run(_settings(tiny, place / "run", resume=True))
+    _assert_equal(_final_state(place / "run"), reference[1])
+
+
+def test_a_signal_inside_an_evaluation_loses_nothing(
+    tiny: Settings, reference: Any, place: Path
+) -> None:
+    asked = {"times": 0}
+    looks = {"seen": 0}
+
+    def watch(record: Record) -> None:
+        looks["seen"] += isinstance(record, Evaluation)
+
+    def stop() -> int | None:
+        asked["times"] += looks["seen"] >= 1
+        return signal.SIGINT if asked["times"] > 52 else None  # after 25 steps of two parts
+
+    with pytest.raises(Stopped, match="during an evaluation") as stopped:
+        baseline.run(_settings(tiny, place / "run"), watch, stop)
+    assert stopped.value.code == 130
+    baseline.run(_settings(tiny, place / "run", resume=True))
+    _assert_equal(_final_state(place / "run"), reference[1])
+
+
+def test_without_the_random_state_a_resumed_run_would_differ(
+    tiny: Settings, reference: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests above can fail: this is what they would see."""
+    from effcli.engine.device import Device
+
+    watch, stop = _stop_after(30)
+    with pytest.raises(Stopped):
+        baseline.run(_settings(tiny, place / "run"), watch, stop)
+    monkeypatch.setattr(Device, "set_rng_state", lambda self, state: None)
+    baseline.run(_settings(tiny, place / "run", resume=True))
+    with pytest.raises(AssertionError):
+        _assert_equal(_final_state(place / "run"), reference[1])
+
+
+def test_a_complete_run_is_not_run_again(tiny: Settings, reference: Any) -> None:
+    before = (reference[0] / "records.jsonl").read_bytes()
+    report = baseline.run(_settings(tiny, reference[0], resume=True))
+    assert report.status == "complete"
+    assert (reference[0] / "records.jsonl").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
+    tiny: Settings, reference: Any, place: Path
+) -> None:
+    watch, stop = _stop_after(45)
+    with pytest.raises(Stopped):
+        baseline.run(_settings(tiny, place / "run"), watch, stop)
+    newest = checkpoint.steps(place / "run" / "checkpoints")[-1]
+    weights = newest / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-10] ^= 1  # one bit
+    weights.write_bytes(data)
+    seen: list[str] = []
+    baseline.run(
+        _settings(tiny, place / "run", resume=True), lambda r: seen.append(getattr(r, "text", ""))
+    )
+    assert any("damaged and was set aside" in text for text in seen)
+    _assert_equal(_final_state(place / "run"), reference[1])
+
+
+def test_when_no_checkpoint_is_whole_nothing_is_restarted_silently(
+    tiny: Settings, place: Path
+) -> None:
+    watch, stop = _stop_after(30)
+    with pytest.raises(Stopped):
+        baseline.run(_settings(tiny, place / "run"), watch, stop)
+    for folder in checkpoint.steps(place / "run" / "checkpoints"):
+        (folder / "state.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no checkpoint .* is whole"):
+        baseline.run(_settings(tiny, place / "run", resume=True))
+
+
+def test_another_corpus_is_refused(tiny: Settings, place: Path, corpus_folder: Path) -> None:
+    from effcli.engine.data.prepare import prepare
+    from effcli.settings.prepare import PrepareSettings
+
+    watch, stop = _stop_after(5)
+    with pytest.raises(Stopped):
+        baseline.run(_settings(tiny, place / "run"), watch, stop)
+    prepare(PrepareSettings(sources=("grammar:2",), max_tokens=60_000, out=place / "other"))
+    settings = _settings(tiny, place / "run", resume=True)
+    with pytest.raises(InputError, match="another corpus"):
+        baseline.run(settings.model_copy(update={"data": str(place / "other")}))
