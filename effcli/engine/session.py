@@ -28,7 +28,7 @@ from effcli.engine.runs.logbook import Logbook
 from effcli.engine.runs.page import write_page
 from effcli.engine.runs.report import Report, report_of
 from effcli.engine.runs.rundir import ENV, LOCK, TOKENIZER, RunDir, new_folder, status
-from effcli.engine.runs.trained import build_model
+from effcli.engine.runs.trained import build_model, require_memory
 from effcli.errors import DivergedError, EffError, InputError, ResourceError, Stopped
 from effcli.registry import resolve_place
 from effcli.settings.layers import storable
@@ -67,6 +67,7 @@ class Session:
         self.corpus = Corpus.open(locate(settings.data))
         device = Device(settings.device)
         vocab_size = self.corpus.tokenizer.vocab_size
+        require_memory(settings.model, vocab_size, device)
         model = build_model(settings.model, vocab_size, settings.seed)
         token_bytes = self.corpus.tokenizer.token_bytes
         amount = settings.evaluation.tokens

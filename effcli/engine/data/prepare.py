@@ -32,8 +32,9 @@ def prepare(
     tokenizers.parse(chosen.tokenizer)
     folder = settings.out or root() / chosen.corpus
     if settings.verify:
-        Corpus.open(folder).verify()
-        return Corpus.open(folder).summary("verified")
+        corpus = Corpus.open(folder, check=False)
+        corpus.verify()
+        return corpus.summary("verified")
     request = _request(settings, chosen)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_name(f".{folder.name}.lock"), f"the preparation of {folder}"):

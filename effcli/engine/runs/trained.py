@@ -10,7 +10,7 @@ from effcli.engine.device import Device
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.rundir import CHECKPOINTS, CONFIG, TOKENIZER
-from effcli.errors import InputError
+from effcli.errors import InputError, ResourceError
 from effcli.registry import resolve_place
 from effcli.settings.base import PartSettings
 from effcli.settings.layers import read_toml
@@ -20,6 +20,17 @@ def build_model(settings: PartSettings, vocab_size: int, seed: int) -> LanguageM
     """A model with its initial weights."""
     model: LanguageModel = resolve_place(settings.place)(settings, vocab_size, seed)
     return model
+
+
+def require_memory(settings: PartSettings, vocab_size: int, device: Device) -> None:
+    """Refuse a model whose weights, gradients and moments alone are more than there is."""
+    with torch.device("meta"):
+        needed = 16 * build_model(settings, vocab_size, 0).parameter_count()
+    there = device.available_bytes()
+    if there is not None and needed > there:
+        sizes = f"at least {needed / 1e9:.1f} GB, and {there / 1e9:.1f} GB are available"
+        hint = "use a smaller preset, model.width or model.layers"
+        raise ResourceError(f"out of memory before it began: training this model takes {sizes}", hint)
 
 
 def open_trained(folder: Path, device: Device) -> tuple[LanguageModel, Tokenizer]:

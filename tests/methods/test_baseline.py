@@ -1,0 +1,345 @@
+"""`eff baseline`, whole: the run folder, the report, failures, tuning, resuming by command line."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import TINY, Settings
+from effcli.engine.records import Evaluation, Notice, Record, Step
+from effcli.engine.runs import checkpoint
+from effcli.engine.runs.report import report_of
+from effcli.engine.session import Session
+from effcli.errors import DivergedError, InputError, ResourceError, Stopped
+from effcli.methods import baseline
+
+Eff = Callable[..., tuple[int, str, str]]
+SETS = [part for assignment in TINY for part in ("--set", assignment)]
+ACCOUNTS = {"train", "select", "teacher", "grow", "meta", "eval"}
+
+
+def test_a_run_leaves_a_whole_folder(tiny: Settings, place: Path) -> None:
+    settings = tiny("evaluation.samples=2", steps=10, eval_every=5, save_every=4, out=place / "r")
+    report = baseline.run(settings)
+    folder = place / "r"
+    names = {path.name for path in folder.iterdir()}
+    files = {"config.toml", "env.json", "records.jsonl", "report.json", "report.html"}
+    assert names == files | {"checkpoints", "tokenizer.json", ".lock"}
+    steps = [path.name for path in checkpoint.steps(folder / "checkpoints")]
+    assert steps == ["step-000000008", "step-000000010"]
+    env = json.loads((folder / "env.json").read_text())
+    assert env["packages"]["torch"] == torch.__version__
+    assert env["optimizer"] == "12 tensors to Muon, 2 tensors to AdamW"
+    kinds = [json.loads(line)["kind"] for line in (folder / "records.jsonl").read_text().splitlines()]
+    assert kinds.count("step") == 10
+    assert kinds.count("evaluation") == 3
+    assert kinds.count("sample") == 2
+    assert kinds[-1] == "ledger"
+    assert json.loads((folder / "report.json").read_text()) == report.as_json()
+
+
+def test_the_report_has_the_documented_shape(tiny: Settings, place: Path) -> None:
+    report = baseline.run(tiny(steps=4), lambda _: None).as_json()
+    assert report["schema"] == 1
+    assert report["command"] == "baseline"
+    assert report["status"] == "complete"
+    assert Path(report["run"]) == Path("runs/baseline-nano-1")
+    assert set(report["held_out"]) == {
+        *("loss", "perplexity", "bits_per_byte", "windows", "entropy_bits_per_byte")
+    }
+    assert set(report["floors"]) == {"unigram", "bigram", "trigram"}
+    assert set(report["flops"]) == ACCOUNTS
+    assert set(report["seconds"]) == ACCOUNTS | {"compile", "total"}
+    assert set(report["energy"]) == {"joules", "source"}
+    assert report["energy"]["source"].startswith(("measured:", "estimated:"))
+    for name in ("parameters", "steps", "tokens", "unique_tokens", "peak_memory_bytes"):
+        assert isinstance(report[name], int)
+        assert report[name] > 0
+    for name in ("tokens_per_second", "mfu", "peak_flops_per_second"):
+        assert report[name] > 0
+    assert report["cost"] is None
+    assert report["tuning"] is None
+
+
+def test_a_price_makes_a_cost(tiny: Settings) -> None:
+    report = baseline.run(tiny(price_per_hour=3.6))
+    assert report.cost == pytest.approx(report.seconds["total"] * 0.001)
+
+
+def test_the_page_needs_no_network_and_escapes_what_it_shows(tiny: Settings, place: Path) -> None:
+    settings = tiny("evaluation.samples=1", steps=4, eval_every=2, out=place / "<b>r")
+    baseline.run(settings)
+    page = (place / "<b>r" / "report.html").read_text()
+    assert "<b>r" not in page
+    assert "&lt;b&gt;r" in page
+    assert page.count("<svg") == 7
+    for word in ("http://", "https://", "src=", "<script", "@import", "url("):
+        found = page.replace("http://www.w3.org/", "").replace("https://matplotlib.org/", "")
+        found = found.replace("http://purl.org/", "").replace("http://creativecommons.org/", "")
+        assert word not in found.replace("url(#", ""), word
+    assert "Content-Security-Policy" in page
+
+
+def test_runs_are_numbered_and_never_overwritten(tiny: Settings, place: Path) -> None:
+    baseline.run(tiny())
+    baseline.run(tiny())
+    assert sorted(path.name for path in (place / "runs").iterdir()) == [
+        "baseline-nano-1",
+        "baseline-nano-2",
+    ]
+    with pytest.raises(InputError, match="holds a run already"):
+        baseline.run(tiny(out=Path("runs/baseline-nano-1")))
+    (place / "other").mkdir()
+    (place / "other" / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds something else"):
+        baseline.run(tiny(out=place / "other"))
+    assert [path.name for path in (place / "other").iterdir() if path.name[0] != "."] == ["thesis.tex"]
+
+
+def test_a_finished_run_is_repeated_from_its_own_file(eff: Eff, tiny: Settings, place: Path) -> None:
+    first = baseline.run(tiny("model.dropout=0.1", steps=8, seed=3, out=place / "first"))
+    code, out, _ = eff("baseline", "--config", place / "first" / "config.toml", "--json")
+    again = json.loads(out)
+    assert code == 0
+    assert again["held_out"] == first.as_json()["held_out"]
+    one, other = (
+        checkpoint.load_model(checkpoint.steps(folder / "checkpoints")[-1], torch.device("cpu"))
+        for folder in (place / "first", Path(again["run"]))
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_does_harm(
+    tiny: Settings, place: Path, bad: float
+) -> None:
+    settings = tiny(steps=20, save_every=5, eval_every=5, out=place / "r")
+    with Session("baseline", settings, lambda _: None, lambda: None) as session:
+        objective = session.parts.objective
+
+        class Poisoned:
+            def __call__(self, model: Any, batch: Any) -> Any:
+                loss = objective(model, batch)
+                if session.parts.meter.steps == 12:
+                    return type(loss)(loss.mean * bad, loss.per_sequence, loss.features)
+                return loss
+
+            flops = objective.flops
+
+        session.parts.objective = Poisoned()
+        with pytest.raises(DivergedError) as raised:
+            session.train()
+        weights = session.parts.model.state_dict()
+    assert raised.value.exit_code == 5
+    for fact in ("step 13", str(bad), "learning rate 0.016", "step-000000010"):
+        assert fact in raised.value.message
+    assert "--lr 0.0067" in (raised.value.hint or "")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    rows = [json.loads(line) for line in (place / "r" / "records.jsonl").read_text().splitlines()]
+    assert {"kind": "diverged", "step": 13, "loss": str(bad)}.items() <= next(
+        row for row in rows if row["kind"] == "diverged"
+    ).items()
+    assert report_of(place / "r").status == "diverged"
+
+
+def test_a_run_that_explodes_ends_with_code_5(eff: Eff, corpus_folder: Path) -> None:
+    code, _, err = eff(
+        *("baseline", "--data", corpus_folder, "--steps", "40", *SETS),
+        *("--recipe", "textbook", "--lr", "1e30", "--set", "optim.clip=0", "--quiet"),
+    )
+    assert code == 5
+    assert "Traceback" not in err
+    assert "try a lower rate" in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_out_of_memory_names_the_smallest_change_that_fits(
+    tiny: Settings, place: Path, error: BaseException
+) -> None:
+    for micro, advice in ((4, "batch.micro=2"), (1, "device.recompute=true")):
+        settings = tiny(f"batch.micro={micro}", out=place / f"r{micro}")
+        with Session("baseline", settings, lambda _: None, lambda: None) as session:
+
+            class Greedy:
+                def __call__(self, *_: Any) -> Any:
+                    raise error
+
+                flops = session.parts.objective.flops
+
+            session.parts.objective = Greedy()
+            with pytest.raises(ResourceError, match="out of memory") as raised:
+                session.train()
+        assert raised.value.exit_code == 3
+        assert advice in (raised.value.hint or "")
+
+
+def test_a_real_allocation_that_cannot_be_is_code_3(eff: Eff, corpus_folder: Path) -> None:
+    code, _, err = eff(
+        *("baseline", "--data", corpus_folder, "--steps", "3", *SETS, "--quiet"),
+        *("--set", "model.width=65536", "--set", "model.heads=2", "--set", "model.layers=1024"),
+    )
+    assert code == 3
+    assert "out of memory" in err
+    assert "Traceback" not in err
+
+
+def test_a_bug_leaves_its_traceback_in_the_run(tiny: Settings, place: Path) -> None:
+    settings = tiny(out=place / "r")
+    with (
+        pytest.raises(ZeroDivisionError),
+        Session("baseline", settings, lambda _: None, lambda: None) as session,
+    ):
+        session.parts.schedule = lambda progress: 1 / 0
+        session.train()
+    assert "ZeroDivisionError" in (place / "r" / "error.log").read_text()
+
+
+def test_resuming_by_command_line_needs_nothing_but_the_folder(
+    eff: Eff, tiny: Settings, place: Path
+) -> None:
+    settings = tiny(steps=12, out=place / "r")
+    seen = []
+
+    def watch(record: Record) -> None:
+        seen.append(record)
+
+    with pytest.raises(Stopped):
+        baseline.run(settings, watch, lambda: signal.SIGINT if len(seen) > 5 else None)
+    assert report_of(place / "r").status == "stopped"
+    code, out, err = eff("baseline", "--resume", "--out", place / "r", "--json")
+    assert code == 0, err
+    assert json.loads(out)["steps"] == 12
+    assert "continuing at step" in err
+    code, out, err = eff("baseline", "--resume", "--out", place / "r", "--json")
+    assert code == 0
+    assert "complete already" in err
+
+
+def test_the_last_unfinished_run_is_resumed_without_a_name(eff: Eff, tiny: Settings) -> None:
+    with pytest.raises(Stopped):
+        baseline.run(tiny(steps=8), stop=lambda: signal.SIGINT)
+    baseline.run(tiny(steps=3))
+    code, out, _ = eff("baseline", "--resume", "--json")
+    assert code == 0
+    assert json.loads(out)["run"] == "runs/baseline-nano-1"
+    assert json.loads(out)["steps"] == 8
+
+
+def test_a_run_that_never_began_is_begun(eff: Eff, corpus_folder: Path) -> None:
+    code, out, _ = eff(
+        *("baseline", "--data", corpus_folder, "--steps", "3", *SETS),
+        *("--out", "new", "--resume", "--json"),
+    )
+    assert code == 0
+    assert json.loads(out)["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "accepted"),
+    [
+        (["--steps", "9"], False),
+        (["--seed", "9"], False),
+        (["--set", "optim.beta1=0.5"], False),
+        (["--preset", "tiny"], False),
+        (["--steps", "8"], True),
+        (["--save-every", "2"], True),
+        (["--price-per-hour", "2"], True),
+    ],
+)
+def test_a_resumed_run_keeps_its_settings(
+    eff: Eff, tiny: Settings, place: Path, change: list[str], accepted: bool
+) -> None:
+    with pytest.raises(Stopped):
+        baseline.run(tiny(steps=8, out=place / "r"), stop=lambda: signal.SIGINT)
+    code, _, err = eff("baseline", "--resume", "--out", place / "r", *change)
+    assert code == (0 if accepted else 2), err
+
+
+def test_two_processes_cannot_share_a_run(tiny: Settings, place: Path) -> None:
+    settings = tiny(steps=4, out=place / "r")
+    with (
+        Session("baseline", settings, lambda _: None, lambda: None),
+        pytest.raises(ResourceError, match="is in use by process"),
+    ):
+        baseline.run(settings.model_copy(update={"resume": True}))
+    assert baseline.run(settings.model_copy(update={"resume": True})).steps == 4
+
+
+def test_tuning_finds_the_better_rate_and_is_billed_apart(tiny: Settings, place: Path) -> None:
+    settings = tiny("optim.lr=0.0005", steps=40, tune=4, out=place / "r")
+    notices: list[str] = []
+    report = baseline.run(settings, lambda r: notices.append(r.text) if isinstance(r, Notice) else None)
+    plain = baseline.run(settings.model_copy(update={"tune": 0, "out": place / "plain"}))
+    assert report.tuning is not None
+    assert report.tuning.trials == len(report.tuning.losses) == 4
+    assert report.tuning.flops > 0
+    assert report.tuning.chosen["lr"] > 0.0005  # the given one is far too low
+    assert report.flops == plain.flops
+    assert report.held_out is not None
+    assert plain.held_out is not None
+    assert report.held_out.loss < plain.held_out.loss
+    assert any(notice.startswith("trial 4 of 4") for notice in notices)
+    trial = report_of(place / "r" / "tuning" / "trial-001")
+    assert trial.steps == 10
+    assert trial.held_out is not None
+
+
+def test_interrupted_tuning_goes_on(tiny: Settings, place: Path) -> None:
+    settings = tiny(steps=12, tune=3, out=place / "r")
+    whole = baseline.run(settings.model_copy(update={"out": place / "whole"}))
+    count = {"steps": 0}
+
+    def watch(record: Record) -> None:
+        count["steps"] += isinstance(record, Step)
+
+    with pytest.raises(Stopped) as stopped:
+        baseline.run(settings, watch, lambda: signal.SIGINT if count["steps"] >= 5 else None)
+    assert str(place / "r") in (stopped.value.hint or "")
+    assert "/tuning/" not in (stopped.value.hint or "")
+    report = baseline.run(settings.model_copy(update={"resume": True}))
+    assert report.tuning is not None
+    assert whole.tuning is not None
+    assert report.tuning.losses == whole.tuning.losses
+    assert report.held_out == whole.held_out
+
+
+def test_a_trial_that_diverges_is_not_chosen(tiny: Settings, place: Path) -> None:
+    settings = tiny("optim.lr=1e30", "optim.clip=0", steps=80, tune=2, recipe="textbook")
+    with pytest.raises(DivergedError):
+        baseline.run(settings.model_copy(update={"out": place / "r"}))
+
+
+def test_evaluations_come_when_asked(tiny: Settings) -> None:
+    looks: list[int] = []
+    baseline.run(
+        tiny(steps=7, eval_every=3),
+        lambda r: looks.append(r.step) if isinstance(r, Evaluation) else None,
+    )
+    assert looks == [0, 3, 6, 7]
+
+
+def test_too_little_text_for_a_context_is_said(tiny: Settings) -> None:
+    with pytest.raises(InputError, match="less than one context"):
+        baseline.run(tiny("model.context=100000"))
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_the_same(tiny: Settings, place: Path) -> None:
+    losses = []
+    for flag in ("off", "on"):
+        report = baseline.run(tiny(f"device.compile={flag}", steps=8, eval_every=4))
+        assert report.held_out is not None
+        losses.append(report.held_out.loss)
+        assert (report.seconds["compile"] > 1) == (flag == "on")
+    assert losses[0] == pytest.approx(losses[1], abs=5e-3)

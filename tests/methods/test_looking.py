@@ -1,0 +1,235 @@
+"""`eff generate`, `eff report` and `eff verify`, whole."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import Settings
+from effcli.engine.models.generate import choose, write
+from effcli.engine.runs import checkpoint
+from effcli.engine.runs.compare import compare
+from effcli.engine.runs.trained import open_trained
+from effcli.methods import baseline
+from effcli.settings.generate import SamplingSettings
+
+Eff = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path) -> Path:
+    """A model that has learned some letters."""
+    import conftest
+    from effcli.settings.baseline import BaselineSettings
+    from effcli.settings.layers import resolve
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    flags = {"data": str(corpus_folder), "steps": 120, "eval_every": 60, "out": folder}
+    baseline.run(resolve(BaselineSettings, flags, conftest.TINY).settings)
+    return folder
+
+
+def test_text_is_continued(eff: Eff, run: Path) -> None:
+    code, out, err = eff("generate", run, "the fox", "--max-new-tokens", "30")
+    assert code == 0, err
+    assert out.startswith("the fox")
+    assert len(out) > 10
+    assert eff("generate", run, "the fox", "--max-new-tokens", "30")[1] == out
+    assert eff("generate", run, "the fox", "--max-new-tokens", "30", "--seed", "1")[1] != out
+
+
+def test_several_texts_as_json(eff: Eff, run: Path) -> None:
+    code, out, _ = eff(
+        *("generate", run, "the ", "--num-return-sequences", "3", "--max-new-tokens", "9"), "--json"
+    )
+    document = json.loads(out)
+    assert code == 0
+    assert document["prompt"] == "the "
+    assert len(set(document["texts"])) > 1
+
+
+def test_a_stop_text_ends_the_writing(eff: Eff, run: Path) -> None:
+    base = ["generate", run, "the fox", "--max-new-tokens", "200", "--json", "--seed", "2"]
+    whole = json.loads(eff(*base)[1])["texts"][0]
+    stop = whole[40:43]
+    cut = json.loads(eff(*base, "--stop", stop, "--stop", "never there")[1])["texts"][0]
+    assert cut == whole[: whole.index(stop)]
+    streamed = eff(*base[:-3], "--seed", "2", "--stop", stop)[1]
+    assert streamed == f"the fox{cut}\n"
+
+
+def test_streaming_shows_the_whole_text(eff: Eff, run: Path) -> None:
+    base = ["generate", run, "a crow", "--max-new-tokens", "60"]
+    assert eff(*base)[1] == "a crow" + json.loads(eff(*base, "--json")[1])["texts"][0] + "\n"
+
+
+def test_writing_goes_on_beyond_the_context(eff: Eff, run: Path) -> None:
+    code, out, _ = eff("generate", run, "x" * 100, "--max-new-tokens", "90", "--json")
+    assert code == 0
+    assert json.loads(out)["texts"][0]
+
+
+def test_generated_control_characters_never_reach_the_terminal(
+    eff: Eff, run: Path, place: Path
+) -> None:
+    code, out, _ = eff("generate", run, "\x1b[31m\x07\x9b", "--max-new-tokens", "5")
+    assert code == 0
+    assert not set(out) & {"\x1b", "\x07", "\x9b"}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "allowed"),
+    [
+        ({"temperature": 0}, {0}),
+        ({"top_k": 1}, {0}),
+        ({"top_k": 2}, {0, 1}),
+        ({"top_p": 0.5}, {0}),
+        ({"top_p": 0.6}, {0, 1}),
+        ({"min_p": 0.5}, {0, 1}),
+        ({"min_p": 0.9}, {0}),
+        ({"top_p": 1.0}, {0, 1, 2, 3}),
+        ({"temperature": 0.01, "top_p": 1.0}, {0}),
+        ({"repetition_penalty": 100.0, "top_k": 1}, {1}),
+    ],
+)
+def test_sampling_keeps_what_it_promises(sampling: dict[str, Any], allowed: set[int]) -> None:
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    logits = (probabilities.log() + 5).expand(500, 4)
+    seen = torch.tensor([3, 0, 0, 0]).expand(500, 4)
+    settings = SamplingSettings(**{"temperature": 1.0, "top_p": 1.0, **sampling})
+    drawn = choose(logits, seen, settings, torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == allowed
+
+
+def test_sampling_follows_the_probabilities() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(20_000, 4)
+    settings = SamplingSettings(temperature=1.0, top_p=1.0)
+    seen = torch.zeros(20_000, 4, dtype=torch.long)
+    drawn = choose(logits, seen, settings, torch.Generator().manual_seed(0))
+    shares = drawn.bincount(minlength=4) / 20_000
+    assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.015)
+
+
+def test_greedy_text_is_the_most_likely_one(run: Path) -> None:
+    from effcli.engine.device import Device
+    from effcli.settings.train import DeviceSettings
+
+    device = Device(DeviceSettings(name="cpu", precision="float32", threads=1))
+    model, tokenizer = open_trained(run, device)
+    settings = SamplingSettings(temperature=0, max_new_tokens=12)
+    *_, writings = write(model, tokenizer, "the", settings)
+    ids = [tokenizer.separator, *tokenizer.encode("the").tolist()]
+    for token in writings[0].ids:
+        with torch.no_grad():
+            assert int(model(torch.tensor([ids]))[0, -1].argmax()) == token
+        ids.append(token)
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "nothing"])
+def test_a_damaged_run_does_not_write(eff: Eff, run: Path, place: Path, damage: str) -> None:
+    import shutil
+
+    shutil.copytree(run, place / "copy")
+    weights = checkpoint.steps(place / "copy" / "checkpoints")[-1] / "model.safetensors"
+    if damage == "missing":
+        shutil.rmtree(place / "copy" / "checkpoints")
+    elif damage == "flipped":
+        for path in (place / "copy" / "checkpoints").rglob("model.safetensors"):
+            path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    assert weights is not None
+    code, _, err = eff("generate", "copy", "x")
+    assert code == (0 if damage == "nothing" else 2)
+    assert damage == "nothing" or "no whole checkpoint" in err
+
+
+def test_a_report_is_made_again_from_the_folder_alone(eff: Eff, run: Path, place: Path) -> None:
+    before = json.loads((run / "report.json").read_text())
+    (run / "report.json").unlink()
+    (run / "report.html").unlink()
+    code, out, _ = eff("report", run, "--json")
+    assert code == 0
+    assert json.loads(out) == before == json.loads((run / "report.json").read_text())
+    assert "<svg" in (run / "report.html").read_text()
+
+
+def test_runs_are_compared_at_equal_loss(tiny: Settings, eff: Eff, place: Path) -> None:
+    folders = []
+    for name, steps, lr in (("a", 30, 0.02), ("b", 90, 0.02), ("fast", 50, 0.05), ("far", 200, 0.03)):
+        flags = {"steps": steps, "out": place / name}
+        baseline.run(tiny(f"optim.lr={lr}", "evaluation.floors=false", **flags))
+        folders.append(place / name)
+    comparison = compare(folders)
+    rows = {Path(row["run"]).name: row for row in comparison["runs"]}
+    assert rows["a"]["multipliers"] == {"tokens": 1.0, "flops": 1.0, "seconds": 1.0}
+    assert rows["b"]["multipliers"]["tokens"] == 1.0
+    losses = [rows[name]["loss"] for name in ("a", "b")]
+    slope = math.log(3) / (losses[0] - losses[1])
+    fast = rows["fast"]
+    if min(losses) < fast["loss"] < max(losses):
+        expected = math.exp(slope * (losses[0] - fast["loss"])) * 30 / 50
+        assert fast["multipliers"]["tokens"] == pytest.approx(expected)
+    assert rows["far"]["loss"] < min(losses)
+    assert rows["far"]["multipliers"]["tokens"] == f">{90 / 200:.2f}"  # bound, not a guess
+    code, out, _ = eff("report", *folders, "--json", "--out", "page.html")
+    assert code == 0
+    assert json.loads(out)["runs"] == comparison["runs"]
+    assert (place / "page.html").read_text().count("<svg") == 3
+
+
+def test_one_reference_gives_bounds_only(tiny: Settings, place: Path) -> None:
+    for name, steps in (("a", 40), ("other", 80)):
+        baseline.run(tiny(f"model.layers={1 if name == 'a' else 2}", steps=steps, out=place / name))
+    comparison = compare([place / "a", place / "other"])
+    assert comparison["runs"][1]["multipliers"]["tokens"] == ">0.50"
+    assert any("one budget only" in note for note in comparison["notes"])
+
+
+def test_an_unfinished_run_is_not_compared(tiny: Settings, place: Path) -> None:
+    import signal
+
+    from effcli.errors import Stopped
+
+    baseline.run(tiny(out=place / "a"))
+    seen: list[Any] = []
+    with pytest.raises(Stopped):
+        baseline.run(
+            tiny(steps=50, eval_every=2, out=place / "b"),
+            seen.append,
+            lambda: signal.SIGINT if len(seen) > 9 else None,
+        )
+    row = compare([place / "a", place / "b"])["runs"][1]
+    assert row["status"] == "stopped"
+    assert row["multipliers"] == {}
+
+
+def test_whole_things_verify_and_damaged_ones_do_not(
+    eff: Eff, run: Path, corpus_folder: Path, place: Path
+) -> None:
+    import shutil
+
+    assert eff("verify", run)[0] == 0
+    assert json.loads(eff("verify", corpus_folder, "--json")[1])["files"] >= 6
+    shutil.copytree(run, place / "run")
+    path = next((place / "run" / "checkpoints").rglob("training.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    code, _, err = eff("verify", place / "run")
+    assert code == 4
+    assert "training.safetensors is not what was written" in err
+    shutil.copytree(corpus_folder, place / "corpus")
+    (place / "corpus" / "train-00000.bin").write_bytes(b"")
+    code, _, err = eff("verify", place / "corpus")
+    assert code == 4
+    assert "train-00000.bin" in err
+
+
+def test_a_corpus_is_verified_by_the_command_that_made_it(eff: Eff, place: Path) -> None:
+    arguments = ["prepare", "grammar:1", "--max-tokens", "2000"]
+    assert eff(*arguments)[0] == 0
+    assert json.loads(eff(*arguments, "--verify", "--json")[1])["status"] == "verified"
+    path = place / "data" / "grammar-1-bytes" / "val-00000.bin"
+    path.write_bytes(b"\1" + path.read_bytes()[1:])
+    assert eff(*arguments, "--verify")[0] == 4
