@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass
 
+from effcli.engine.device import LONGEST_BY_PRODUCTS
 from effcli.engine.loop import Parts
 from effcli.engine.measure.meter import Budget
 from effcli.engine.objectives.cross_entropy import CHUNK_LOGITS
@@ -14,6 +15,9 @@ ASSUMED_MFU = 0.3
 COMPILING_EARNS_AFTER = (
     300.0  # seconds of training; it takes tens of them and saves about a quarter
 )
+
+
+PROCESS = 350 * 2**20  # bytes of an interpreter with torch in it
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def micro_batch(settings: TrainSettings, context: int) -> int:
     """Sequences per forward pass: the most that divide a step evenly and fit MICRO_TOKENS."""
     sequences = settings.batch.sequences
     if settings.batch.micro is not None:
-        return min(settings.batch.micro, sequences)
+        return settings.batch.micro
     most = max(1, min(sequences, MICRO_TOKENS // context))
     return next(size for size in range(most, 0, -1) if sequences % size == 0)
 
@@ -68,13 +72,13 @@ def _memory(settings: TrainSettings, parts: Parts) -> int:
     """Weights, gradients and moments in float32, and the activations of one forward pass."""
     model, device, shape = parts.model, parts.device, settings.model
     item = device.dtype.itemsize
-    held = model.parameter_count() * (16 + item)
+    held = model.parameter_count() * (16 + item) + PROCESS
     tokens = parts.micro * model.context
     logits = max(CHUNK_LOGITS, 256 * len(model.head)) * 12
     if not isinstance(shape, GPTSettings):
         return held + logits
     per_layer = 34 * shape.width * item
-    if device.kind == "cpu":  # attention by products keeps its weights
+    if device.kind == "cpu" and shape.context <= LONGEST_BY_PRODUCTS:  # which keep their weights
         per_layer += 3 * shape.heads * shape.context * item
     layers = 1 if settings.device.recompute else shape.layers
     return held + logits + tokens * (per_layer * layers + 12 * shape.width)

@@ -21,7 +21,16 @@ from effcli.engine.measure.peak import peak_flops
 from effcli.engine.objectives.next_token import NextToken
 from effcli.engine.optim.optimizer import Optimizer
 from effcli.engine.plan import forecast, micro_batch
-from effcli.engine.records import Diverged, Evaluation, Notice, Saved, Stop, Watch
+from effcli.engine.records import (
+    Diverged,
+    Evaluation,
+    Notice,
+    Saved,
+    Stop,
+    Watch,
+    never,
+    unwatched,
+)
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.lock import locked
 from effcli.engine.runs.logbook import Logbook
@@ -38,7 +47,9 @@ from effcli.settings.train import TrainSettings
 class Session:
     """One run. Entering it opens everything; leaving it frees the run's folder."""
 
-    def __init__(self, command: str, settings: TrainSettings, watch: Watch, stop: Stop) -> None:
+    def __init__(
+        self, command: str, settings: TrainSettings, watch: Watch = unwatched, stop: Stop = never
+    ) -> None:
         self.command, self.settings = command, settings
         self._watch, self._stop = watch, stop
         self._stack = ExitStack()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from effcli.engine.data.batches import Shuffled
 from effcli.engine.data.corpus import Corpus, locate, root
 from effcli.engine.data.sources import plan
 from effcli.engine.device import Device
@@ -31,7 +32,7 @@ def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
         optimizer = Optimizer(model, settings.optim)
     parts = Parts(
         model,
-        _nothing(),
+        Shuffled(corpus.train, model.context, settings.batch.sequences, settings.seed),
         NextToken(),
         optimizer,
         partial(resolve_place(settings.schedule.place), settings=settings.schedule),
@@ -52,10 +53,6 @@ def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
         "assumed_mfu": ASSUMED_MFU,
         "peak_flops_per_second": peak,
     }
-
-
-def _nothing() -> Any:
-    return None
 
 
 def plan_preparation(resolved: Resolved[Any]) -> dict[str, Any]:

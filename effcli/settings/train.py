@@ -1,9 +1,9 @@
 """What every training command shares. Budgets, names and places mean the same everywhere."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from effcli.catalog import MODELS, OPTIMIZERS, SCHEDULES
 from effcli.settings.base import Amount, Count, Flag, Settings, part
@@ -22,6 +22,14 @@ class BatchSettings(Settings):
     """Sequences per optimizer step."""
     micro: Count | None = None
     """Sequences per forward pass, the rest is accumulated; by default about 8,192 tokens."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.micro is not None and self.micro > self.sequences:
+            raise ValueError(
+                f"micro {self.micro} is more than the {self.sequences} sequences of a step"
+            )
+        return self
 
 
 class DeviceSettings(Settings):

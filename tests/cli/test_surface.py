@@ -97,6 +97,11 @@ def test_the_version_is_said(eff: Eff) -> None:
         (["prepare", "python", "--seed", "3"], "seed: has no effect", ""),
         (["prepare", "python", "--held-out-share", "0.1"], "held_out_share: has no effect", ""),
         (["prepare", "python", "--val", "x.txt"], "--val and --test go with one local source", ""),
+        (
+            ["prepare", "grammar:1", "--set", "bpe_sample=5000"],
+            "bpe_sample: has no effect",
+            "",
+        ),
         (["prepare", "python", "--set", "repeat=true"], "repeat: has no effect", ""),
     ],
 )

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from conftest import TINY, Settings
+
 from effcli.engine.records import Evaluation, Notice, Record, Step
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.report import report_of
@@ -34,7 +34,9 @@ def test_a_run_leaves_a_whole_folder(tiny: Settings, place: Path) -> None:
     env = json.loads((folder / "env.json").read_text())
     assert env["packages"]["torch"] == torch.__version__
     assert env["optimizer"] == "12 tensors to Muon, 2 tensors to AdamW"
-    kinds = [json.loads(line)["kind"] for line in (folder / "records.jsonl").read_text().splitlines()]
+    kinds = [
+        json.loads(line)["kind"] for line in (folder / "records.jsonl").read_text().splitlines()
+    ]
     assert kinds.count("step") == 10
     assert kinds.count("evaluation") == 3
     assert kinds.count("sample") == 2
@@ -97,10 +99,14 @@ def test_runs_are_numbered_and_never_overwritten(tiny: Settings, place: Path) ->
     (place / "other" / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="holds something else"):
         baseline.run(tiny(out=place / "other"))
-    assert [path.name for path in (place / "other").iterdir() if path.name[0] != "."] == ["thesis.tex"]
+    assert [path.name for path in (place / "other").iterdir() if path.name[0] != "."] == [
+        "thesis.tex"
+    ]
 
 
-def test_a_finished_run_is_repeated_from_its_own_file(eff: Eff, tiny: Settings, place: Path) -> None:
+def test_a_finished_run_is_repeated_from_its_own_file(
+    eff: Eff, tiny: Settings, place: Path
+) -> None:
     first = baseline.run(tiny("model.dropout=0.1", steps=8, seed=3, out=place / "first"))
     code, out, _ = eff("baseline", "--config", place / "first" / "config.toml", "--json")
     again = json.loads(out)
@@ -196,12 +202,14 @@ def test_a_real_allocation_that_cannot_be_is_code_3(eff: Eff, corpus_folder: Pat
 
 def test_a_bug_leaves_its_traceback_in_the_run(tiny: Settings, place: Path) -> None:
     settings = tiny(out=place / "r")
-    with (
-        pytest.raises(ZeroDivisionError),
-        Session("baseline", settings, lambda _: None, lambda: None) as session,
-    ):
-        session.parts.schedule = lambda progress: 1 / 0
-        session.train()
+
+    def broken() -> None:
+        with Session("baseline", settings) as session:
+            session.parts.schedule = lambda progress: 1 / 0
+            session.train()
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
     assert "ZeroDivisionError" in (place / "r" / "error.log").read_text()
 
 
@@ -279,7 +287,9 @@ def test_two_processes_cannot_share_a_run(tiny: Settings, place: Path) -> None:
 def test_tuning_finds_the_better_rate_and_is_billed_apart(tiny: Settings, place: Path) -> None:
     settings = tiny("optim.lr=0.0005", steps=40, tune=4, out=place / "r")
     notices: list[str] = []
-    report = baseline.run(settings, lambda r: notices.append(r.text) if isinstance(r, Notice) else None)
+    report = baseline.run(
+        settings, lambda r: notices.append(r.text) if isinstance(r, Notice) else None
+    )
     plain = baseline.run(settings.model_copy(update={"tune": 0, "out": place / "plain"}))
     assert report.tuning is not None
     assert report.tuning.trials == len(report.tuning.losses) == 4

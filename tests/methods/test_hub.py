@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as arrow
 import pytest
+from hub_server import REVISION, HubServer
 from pyarrow import parquet
 
 from effcli.settings.corpora import CORPORA, MIXES
-from hub_server import REVISION, HubServer
 
 ARTICLES = 60
 
@@ -36,7 +36,8 @@ def _wikitext(first: int, last: int) -> list[str]:
 
 def _card(config: str) -> bytes:
     files = "".join(
-        f"  - split: {split}\n    path: {config}/{split}-*\n" for split in ("train", "validation", "test")
+        f"  - split: {split}\n    path: {config}/{split}-*\n"
+        for split in ("train", "validation", "test")
     )
     return f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n".encode()
 
@@ -126,7 +127,15 @@ def test_a_streamed_corpus_gets_its_splits_by_hash(hub: HubServer, place: Path) 
 
 def test_a_mix_of_named_corpora_keeps_its_shares(hub: HubServer, place: Path) -> None:
     summary = _summary(
-        hub, place, "multi", "--tokenizer", "bytes", "--held-out-share", "0.2", "--max-tokens", "9000"
+        hub,
+        place,
+        "multi",
+        "--tokenizer",
+        "bytes",
+        "--held-out-share",
+        "0.2",
+        "--max-tokens",
+        "9000",
     )
     total = sum(summary["mix"]["train"].values())
     for name, share in MIXES["multi"].shares.items():
@@ -143,7 +152,9 @@ def test_the_table_is_complete() -> None:
         assert set(mix.shares) <= set(CORPORA)
 
 
-def _assert_clean_failure(place: Path, result: tuple[int, str, str], code: int, message: str) -> None:
+def _assert_clean_failure(
+    place: Path, result: tuple[int, str, str], code: int, message: str
+) -> None:
     found, out, err = result
     assert found == code, err
     assert out == ""

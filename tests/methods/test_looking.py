@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from conftest import Settings
+
 from effcli.engine.models.generate import choose, write
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.compare import compare
@@ -24,6 +24,7 @@ Eff = Callable[..., tuple[int, str, str]]
 def run(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path) -> Path:
     """A model that has learned some letters."""
     import conftest
+
     from effcli.settings.baseline import BaselineSettings
     from effcli.settings.layers import resolve
 
@@ -158,7 +159,12 @@ def test_a_report_is_made_again_from_the_folder_alone(eff: Eff, run: Path, place
 
 def test_runs_are_compared_at_equal_loss(tiny: Settings, eff: Eff, place: Path) -> None:
     folders = []
-    for name, steps, lr in (("a", 30, 0.02), ("b", 90, 0.02), ("fast", 50, 0.05), ("far", 200, 0.03)):
+    for name, steps, lr in (
+        ("a", 30, 0.02),
+        ("b", 90, 0.02),
+        ("fast", 50, 0.05),
+        ("far", 200, 0.03),
+    ):
         flags = {"steps": steps, "out": place / name}
         baseline.run(tiny(f"optim.lr={lr}", "evaluation.floors=false", **flags))
         folders.append(place / name)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from conftest import TINY, Settings
+
 from effcli.engine.interrupt import Interrupt
 from effcli.engine.runs import checkpoint
 from effcli.errors import EffError, Stopped

@@ -92,6 +92,7 @@ def test_another_part_drops_the_settings_of_its_predecessor() -> None:
         ({}, ["model.layers"], "not of the form name=value", None),
         ({}, ["model.width=7"], "not a multiple of 2 heads", None),
         ({}, ["schedule.warmup=0.7"], "more than the whole run", None),
+        ({}, ["batch.micro=64"], "micro 64 is more than the 32 sequences of a step", None),
         ({}, ["optim.lr=nan"], "optim.lr", None),
         ({}, ["model=3"], "model", None),
         ({}, ["optim.momentum=0.9", "optim.name=adamw"], "optim.momentum", None),

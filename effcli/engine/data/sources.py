@@ -114,6 +114,8 @@ def open_sources(chosen: Plan, settings: PrepareSettings, given: Collection[str]
     is_hashed = any(len(source.splits) < 3 for source in sources)
     if "held_out_share" in given and not is_hashed:
         raise InputError("held_out_share: has no effect, the source brings its own splits")
+    if "bpe_sample" in given and not chosen.tokenizer.startswith("bpe:"):
+        raise InputError("bpe_sample: has no effect, no tokenizer is trained")
     if "seed" in given and not is_hashed and not chosen.is_mix:
         raise InputError("seed: has no effect, nothing is drawn here")
     return sources

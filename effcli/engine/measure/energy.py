@@ -2,13 +2,14 @@
 
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from effcli.settings.train import EnergySettings
 
 _POWERCAP = Path("/sys/class/powercap")
 
 
+@runtime_checkable
 class EnergyCounter(Protocol):
     """Counts joules from an arbitrary zero."""
 

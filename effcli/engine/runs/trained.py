@@ -30,7 +30,9 @@ def require_memory(settings: PartSettings, vocab_size: int, device: Device) -> N
     if there is not None and needed > there:
         sizes = f"at least {needed / 1e9:.1f} GB, and {there / 1e9:.1f} GB are available"
         hint = "use a smaller preset, model.width or model.layers"
-        raise ResourceError(f"out of memory before it began: training this model takes {sizes}", hint)
+        raise ResourceError(
+            f"out of memory before it began: training this model takes {sizes}", hint
+        )
 
 
 def open_trained(folder: Path, device: Device) -> tuple[LanguageModel, Tokenizer]:

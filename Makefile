@@ -1,0 +1,69 @@
+# make demo    set up, then train on the embedded corpus and show the report
+# make test    set up, then run the tests
+# make check   everything that a change must pass
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+READY = $(VENV)/.ready
+
+.PHONY: demo test test-slow check format lint type package golden docs clean
+
+# torch first and pinned: a range would take the newest build, with gigabytes of GPU libraries.
+# The stamp comes last, so that an installation that was cut off is done again.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt torch
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/eff prepare python --offline
+	$(BIN)/eff baseline --preset nano --data python-bpe4096 --out runs/demo --resume --offline
+	$(BIN)/eff generate runs/demo "def " --max-new-tokens 120 --offline
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+check: lint type
+	$(MAKE) test
+	$(MAKE) package
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lint: $(READY)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/codespell effcli tests examples docs *.md
+	$(BIN)/python docs/make_reference.py --check
+
+type: $(READY)
+	$(BIN)/mypy
+
+# The wheel, alone in an environment of its own, does what the checkout does.
+package: $(READY)
+	rm -rf dist build/alone
+	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	$(PYTHON) -m venv build/alone
+	build/alone/bin/python -m pip --disable-pip-version-check --quiet install \
+		--constraint constraints.txt torch
+	build/alone/bin/python -m pip --disable-pip-version-check --quiet install \
+		--constraint constraints.txt dist/*.whl
+	build/alone/bin/eff --help > /dev/null
+	cd build && alone/bin/eff prepare grammar:1 --max-tokens 20000 --out alone/corpus --quiet
+	cd build && alone/bin/eff baseline --data alone/corpus --steps 3 --out alone/run --quiet
+	rm -rf build/alone
+
+golden: $(READY)
+	$(BIN)/python -m pytest --golden tests/cli tests/numerics/test_training.py
+
+docs: $(READY)
+	$(BIN)/python docs/make_reference.py
+
+clean:
+	rm -rf $(VENV) build dist data runs comparison.html .mypy_cache .pytest_cache .ruff_cache
