@@ -11,17 +11,18 @@ ROOT = Path(__file__).parents[1] / "effcli"
 FILES = sorted(ROOT.rglob("*.py"))
 LONGEST_FILE, LONGEST_FUNCTION, MOST_ARGUMENTS = 300, 50, 8
 
-BASE = {"errors", "registry", "catalog", "safe", "offline"}
+BASE = {"errors", "registry", "catalog", "safe", "offline", "units"}
 ROOMS = {
     # room: (rooms of the house it may import, outside libraries it may import)
     "errors": (set(), set()),
     "safe": (set(), set()),
+    "units": (set(), set()),
     "offline": (set(), set()),
     "registry": ({"errors"}, set()),
     "catalog": ({"registry"}, set()),
     "settings": ({"errors", "registry", "catalog", "settings"}, {"pydantic", "pydantic_core"}),
     "engine": (
-        {"errors", "registry", "catalog", "safe", "settings", "engine"},
+        {"errors", "registry", "catalog", "safe", "units", "settings", "engine"},
         {"torch", "numpy", "datasets", "huggingface_hub", "tiktoken", "tokenizers", "rustbpe"}
         | {"pyarrow", "zstandard", "safetensors", "filelock", "jaxtyping", "pydantic", "pynvml"}
         | {"tomli_w", "jinja2", "markupsafe", "matplotlib"},
@@ -30,7 +31,7 @@ ROOMS = {
         {"errors", "registry", "catalog", "settings", "engine", "methods"},
         {"torch", "scipy"},
     ),
-    "ui": ({"errors", "safe", "ui"}, {"rich"}),
+    "ui": ({"errors", "safe", "units", "ui"}, {"rich"}),
     "commands": (BASE | {"settings", "ui", "commands"}, {"typer", "rich"}),
     "app": (BASE | {"settings", "ui", "commands"}, {"typer"}),
     "__main__": ({"app"}, set()),

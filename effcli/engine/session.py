@@ -226,6 +226,7 @@ class Session:
                 "peak_flops_per_second": peak,
                 "parameters": ahead.parameters,
                 "optimizer": parts.optimizer.describe(),
+                "routing": parts.optimizer.routing(),
                 "micro": parts.micro,
                 "corpus": self.corpus.identity(),
                 **facts,

@@ -49,6 +49,7 @@ def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
         "corpus": f"{corpus.folder} ({corpus.train.tokens:,} training tokens)",
         "device": device.describe(),
         "optimizer": optimizer.describe(),
+        "routing": optimizer.routing(),
         "forecast": asdict(forecast(settings, parts, corpus.train.tokens, peak)),
         "assumed_mfu": ASSUMED_MFU,
         "peak_flops_per_second": peak,

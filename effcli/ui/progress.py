@@ -17,7 +17,7 @@ from effcli.engine.records import (
     Watch,
 )
 from effcli.ui.console import Screen
-from effcli.ui.units import clock, count
+from effcli.units import clock, count
 
 PLAIN_SECONDS = 10.0
 

@@ -1,20 +1,22 @@
 """Results as tables."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from effcli.safe import safe
-from effcli.ui.units import clock, count, flops, size
+from effcli.units import clock, count, flops, size
 
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+        is_name = number == 0
+        justify: Literal["left", "right"] = "left" if is_name else "right"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=not is_name)
     return table
 
 
@@ -131,7 +133,12 @@ def plan_tables(plan: Mapping[str, Any]) -> list[Table]:
             f"about {size(forecast['memory_bytes'])}, {forecast['micro']} sequences at a time",
         ),
     ]
-    return [settings_table(plan), _pairs("plan", costs)]
+    routing = _table("optimizer", "tensors", "rule", "rate", "decay")
+    for group in plan["routing"]:
+        names = [name.removesuffix(".weight") for name in group["tensors"]]
+        listed = ", ".join(names[:3]) + (f" … {len(names)} in all" if len(names) > 3 else "")
+        routing.add_row(listed, group["rule"], f"{group['lr']:g}", f"{group['weight_decay']:g}")
+    return [settings_table(plan), routing, _pairs("plan", costs)]
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> Table:

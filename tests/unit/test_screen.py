@@ -10,7 +10,7 @@ from effcli.engine.records import Evaluation, FloorsFound, Notice, Reading, Save
 from effcli.ui import progress
 from effcli.ui.console import Screen
 from effcli.ui.progress import Watcher
-from effcli.ui.units import clock, count, flops, size
+from effcli.units import clock, count, flops, size
 
 
 def _steps(count_: int) -> list[Step]:

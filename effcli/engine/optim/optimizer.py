@@ -62,6 +62,18 @@ class Optimizer:
         names = {"muon": "Muon", "adamw": "AdamW"}
         return ", ".join(f"{n} tensors to {names[rule]}" for rule, n in counts.items() if n)
 
+    def routing(self) -> list[dict[str, Any]]:
+        """Every group with its rule, its rates and the names of its tensors."""
+        return [
+            {
+                "rule": group.rule,
+                "lr": group.lr,
+                "weight_decay": group.weight_decay,
+                "tensors": [name for name, _ in group.tensors],
+            }
+            for group in self.groups
+        ]
+
     def state_dict(self) -> dict[str, Any]:
         """Moments of every tensor, as `<tensor>/<moment>`."""
         return {

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from effcli import units
 from effcli.engine.runs import plots
 from effcli.engine.runs.files import write_text
 from effcli.engine.runs.report import Report
@@ -26,12 +27,8 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=lambda value: safe(value) if type(value) is str else value,
     )
-    environment.filters["si"] = _si
+    environment.filters |= {"count": units.count, "flops": units.flops, "bytes": units.size}
     return environment
-
-
-def _si(value: float) -> str:
-    return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.3e}"
 
 
 def render(template: str, **values: Any) -> str:

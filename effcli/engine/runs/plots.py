@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 Series = Sequence[tuple[float, float]]
 COLORS = ("#1f6feb", "#d1495b", "#2e933c", "#8e5ea2", "#e08e1b", "#444444", "#00798c", "#a05a2c")
@@ -25,6 +26,8 @@ def _figure(x: str, y: str) -> tuple[Figure, Any]:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
@@ -69,6 +72,9 @@ def curves(
         )
     if log_x:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     if len(lines) > 1:
         axes.legend(fontsize=8, frameon=False)
     return _svg(figure)
@@ -84,6 +90,7 @@ def bars(x: str, amounts: Mapping[str, float]) -> str:
         left += amount
     axes.set_yticks([])
     axes.set_xlabel(x)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     return _svg(figure)
