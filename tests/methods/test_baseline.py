@@ -244,6 +244,20 @@ def test_the_last_unfinished_run_is_resumed_without_a_name(eff: Eff, tiny: Setti
     assert json.loads(out)["steps"] == 8
 
 
+def test_a_run_goes_on_from_any_folder_whatever_was_prepared_since(
+    eff: Eff, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert eff("prepare", "grammar:1", "--max-tokens", "5000", "--quiet")[0] == 0
+    first = eff("baseline", "--steps", "5", *SETS, "--out", "mine", "--json")
+    (place / "mine" / "report.json").unlink()  # as if it had been killed at the very end
+    assert eff("prepare", "grammar:2", "--max-tokens", "5000", "--quiet")[0] == 0
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+    code, out, err = eff("baseline", "--resume", "--out", place / "mine", "--json")
+    assert code == 0, err
+    assert json.loads(out)["held_out"] == json.loads(first[1])["held_out"]
+
+
 def test_a_run_that_never_began_is_begun(eff: Eff, corpus_folder: Path) -> None:
     code, out, _ = eff(
         *("baseline", "--data", corpus_folder, "--steps", "3", *SETS),

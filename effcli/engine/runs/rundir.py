@@ -45,13 +45,21 @@ def unfinished(command: str) -> Path:
     begun = [
         path.parent
         for path in root().glob(f"*/{CONFIG}")
-        if path.parent.name.startswith(f"{command}-") and status(path.parent) != "complete"
+        if _command_of(path.parent) == command and status(path.parent) != "complete"
     ]
     if not begun:
         raise InputError(
             f"there is no unfinished run of {command} in {root()}/", "name it with --out"
         )
     return max(begun, key=lambda folder: (folder / CONFIG).stat().st_mtime_ns)
+
+
+def _command_of(folder: Path) -> str:
+    """The command that made a run; from its name, if it was killed before it could say so."""
+    try:
+        return str(read_json(folder / ENV)["command"])
+    except (InputError, KeyError, TypeError):
+        return folder.name.partition("-")[0]
 
 
 def status(folder: Path) -> str:
