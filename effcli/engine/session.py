@@ -114,7 +114,7 @@ class Session:
             if any(not path.name.startswith(".") for path in folder.iterdir()):
                 raise InputError(f"{folder} holds something else", "choose another --out")
             self.corpus.tokenizer.save(folder / TOKENIZER)
-            # The corpus by its full path: a run goes on from any folder, whatever was prepared since.
+            # By its full path: a run goes on from any folder, whatever was prepared since.
             where = {"data": str(self.corpus.folder.resolve())}
             run.begin(self.command, {**storable(settings), **where})
         self._stack.callback(run.close)

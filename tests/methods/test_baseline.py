@@ -1,7 +1,10 @@
 """`eff baseline`, whole: the run folder, the report, failures, tuning, resuming by command line."""
 
 import json
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -359,11 +362,27 @@ def test_too_little_text_for_a_context_is_said(tiny: Settings) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_run_learns_the_same(tiny: Settings, place: Path) -> None:
-    losses = []
-    for flag in ("off", "on"):
-        report = baseline.run(tiny(f"device.compile={flag}", steps=8, eval_every=4))
-        assert report.held_out is not None
-        losses.append(report.held_out.loss)
-        assert (report.seconds["compile"] > 1) == (flag == "on")
-    assert losses[0] == pytest.approx(losses[1], abs=5e-3)
+def test_a_compiled_run_learns_the_same_and_resumes_exactly(
+    corpus_folder: Path, place: Path
+) -> None:
+    """In processes of their own: checking types at run time and compiling do not go together."""
+
+    def run(out: str, flag: str, *more: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "effcli", "baseline", "--data", str(corpus_folder)]
+        command += ["--steps", "8", "--save-every", "4", "--eval-every", "4", "--out", out, *SETS]
+        command += ["--set", f"device.compile={flag}", "--json", "--quiet", *more]
+        report: dict[str, Any] = json.loads(subprocess.check_output(command))
+        return report
+
+    plain, compiled = run("off", "off"), run("on", "on")
+    assert plain["seconds"]["compile"] == 0
+    assert compiled["seconds"]["compile"] > 1
+    loss = plain["held_out"]["loss"]
+    assert compiled["held_out"]["loss"] == pytest.approx(loss, abs=5e-3)
+    last = checkpoint.steps(Path("on/checkpoints"))[-1]
+    whole = checkpoint.load_model(last, torch.device("cpu"))
+    shutil.rmtree(last)
+    (place / "on" / "report.json").unlink()
+    assert run("on", "on", "--resume")["held_out"] == compiled["held_out"]
+    again = checkpoint.load_model(last, torch.device("cpu"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
