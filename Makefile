@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-slow check format lint type package golden docs clean
+.PHONY: demo test test-slow bench-recipes check format lint type package golden docs clean
 
 # torch first and pinned: a range would take the newest build, with gigabytes of GPU libraries.
 # The stamp comes last, so that an installation that was cut off is done again.
@@ -28,6 +28,11 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
+# Both recipes, paired seeds, on the corpus that every machine has: about ten minutes.
+bench-recipes: $(READY)
+	$(BIN)/eff prepare python --offline
+	$(BIN)/python benchmarks/recipes.py
+
 check: lint type
 	$(MAKE) test
 	$(MAKE) package
@@ -39,7 +44,7 @@ format: $(READY)
 lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/codespell effcli tests examples docs *.md
+	$(BIN)/codespell effcli tests examples benchmarks docs *.md
 	$(BIN)/python docs/make_reference.py --check
 
 type: $(READY)

@@ -43,7 +43,7 @@ class GPTSettings(ModelSettings):
     """Start every block as the identity: output projections at zero."""
     embedding_norm: bool = True
     """Normalize the embedding before the first block."""
-    soft_cap: Annotated[float, Field(ge=0)] = 15.0
+    soft_cap: Annotated[float, Field(ge=0)] = 30.0
     """Logits are squashed into ± this value by a tanh (Gemma 2); 0 leaves them alone."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of activations dropped in training."""

@@ -46,11 +46,11 @@ class MuonSettings(OptimizerSettings):
     name: Literal["muon"] = "muon"
     lr: Annotated[Rate, LR] = 0.02
     """Peak learning rate of the blocks' matrices; the other rates follow it."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay of the blocks' matrices, per unit of learning rate."""
     momentum: Momentum = 0.95
     """Nesterov momentum of Muon."""
-    embedding_rate: Rate = 15.0
+    embedding_rate: Rate = 40.0
     """Adam's rate for the embedding, as a multiple of `lr`."""
     head_rate: Rate = 0.4
     """Adam's rate for an untied head, as a multiple of `lr`."""
@@ -58,5 +58,7 @@ class MuonSettings(OptimizerSettings):
     """Adam's rate for gains and biases, as a multiple of `lr`."""
     beta1: Momentum = 0.8
     """Decay of Adam's mean of gradients."""
+    beta2: Momentum = 0.99
+    """Decay of Adam's mean of squared gradients."""
     eps: Annotated[float, Field(gt=0)] = 1e-10
     """Adam's guard against division by zero."""
