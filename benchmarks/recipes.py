@@ -28,7 +28,8 @@ def run(preset: str, recipe: str, data: str, seed: int, out: Path) -> dict[str, 
         options = ["--preset", preset, "--recipe", recipe, "--data", data, "--seed", str(seed)]
         quiet = ["--out", str(out), "--resume", "--quiet", "--offline"]
         command = [sys.executable, "-m", "effcli", "baseline", *options, *quiet]
-        subprocess.run([*command, "--set", "evaluation.samples=0"], check=True)
+        command += ["--set", "evaluation.samples=0"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return json.loads(made.read_text("utf-8"))
 
 

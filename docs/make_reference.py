@@ -57,6 +57,10 @@ def page() -> str:
         "Made from the code by `make docs`. Every setting can be given with `--set name=value`",
         "or in a TOML file (`--config`); those with a flag have it below their name.",
         "",
+        "Budgets: of `steps`, `tokens`, `flops` and `minutes`, the first that is reached ends the",
+        "run; giving one replaces those of the preset. `preset` and `recipe` are chosen in one place:",
+        "a settings file that names one cannot be put on top of another.",
+        "",
     ]
     for command in app.registered_commands:
         first = (command.callback.__doc__ or "").splitlines()[0] if command.callback else ""

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from difflib import get_close_matches
+from pathlib import Path
 
 import typer
 from typer.exceptions import TyperException
@@ -54,6 +56,9 @@ def _top(version: bool = typer.Option(False, "--version", help="Show the version
 
 def main() -> None:
     """The program."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: its number must not go to a file
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf8"))  # noqa: SIM115
     sys.exit(run(sys.argv[1:]))
 
 
@@ -66,8 +71,9 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
+        show_error(Stopped(signal.SIGINT, "before anything was done"))
         return 130
-    except SystemExit as error:  # typer's after completion, rich's after a closed pipe (with 1)
+    except SystemExit as error:  # typer's: after completion, or (1) when nobody reads its help
         return 0 if error.code in (None, 1) else int(error.code)
     except BaseException as error:
         if "--debug" in arguments:
@@ -88,8 +94,10 @@ def _expected(error: BaseException, arguments: list[str]) -> EffError:
         return ResourceError("out of memory", "use a smaller preset or batch.micro")
     if isinstance(error, OSError) and error.errno in _RESOURCES:
         where = f": {error.filename}" if error.filename else ""
+        is_forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        hint = "change its permissions" if is_forbidden else "make room"
         return ResourceError(
-            f"{os.strerror(error.errno or 0).lower()}{where}", "make room, or choose another folder"
+            f"{os.strerror(error.errno or 0).lower()}{where}", f"{hint}, or choose another folder"
         )
     if isinstance(error, OSError) and error.filename:
         return InputError(f"{os.strerror(error.errno or 0).lower()}: {error.filename}")

@@ -5,10 +5,10 @@ EffError
 ├── ResourceError  3  disk, memory, permission, lock or network
 ├── CheckError     4  something that was asked to be checked does not hold
 ├── DivergedError  5  a loss or gradient is not finite
-└── Stopped  130/143  a signal asked for the end; what was done is saved
+└── Stopped   128+N   a signal asked for the end; what was done is saved
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class EffError(Exception):
@@ -17,10 +17,14 @@ class EffError(Exception):
     exit_code: ClassVar[int] = 1
     label: ClassVar[str] = "error"
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, hint: str | None = None, report: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.report = report
+        """What a run that ended this way came to, as `--json` prints it."""
 
 
 class InputError(EffError):
@@ -52,11 +56,17 @@ class Stopped(EffError):
 
     label = "stopped"
 
-    def __init__(self, signal_number: int, message: str, hint: str | None = None) -> None:
-        super().__init__(message, hint)
+    def __init__(
+        self,
+        signal_number: int,
+        message: str,
+        hint: str | None = None,
+        report: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint, report)
         self.signal_number = signal_number
 
     @property
     def code(self) -> int:
-        """The shell's convention: 130 after Ctrl-C, 143 after SIGTERM."""
+        """The shell's convention: 129 after a hang-up, 130 after Ctrl-C, 143 after SIGTERM."""
         return 128 + self.signal_number

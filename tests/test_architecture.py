@@ -24,7 +24,7 @@ ROOMS = {
     "engine": (
         {"errors", "registry", "catalog", "safe", "units", "settings", "engine"},
         {"torch", "numpy", "datasets", "huggingface_hub", "tiktoken", "tokenizers", "rustbpe"}
-        | {"pyarrow", "zstandard", "safetensors", "filelock", "jaxtyping", "pydantic", "pynvml"}
+        | {"pyarrow", "safetensors", "filelock", "jaxtyping", "pydantic", "pynvml"}
         | {"tomli_w", "jinja2", "markupsafe", "matplotlib"},
     ),
     "methods": (

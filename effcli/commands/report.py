@@ -1,6 +1,9 @@
 """`eff report`."""
 
+from pathlib import Path
+
 from effcli.commands.mount import Given
+from effcli.errors import InputError
 from effcli.ui.console import Screen
 from effcli.ui.tables import comparison_table, report_table
 
@@ -11,11 +14,13 @@ def report(given: Given, screen: Screen) -> None:
     from effcli.methods.report import compare, rebuild
 
     if len(settings.runs) == 1:
+        if settings.out is not None:
+            raise InputError("out: has no effect, the report of a single run stays in its folder")
         document = rebuild(settings.runs[0])
         screen.result(document, report_table(document))
         screen.note(f"the page with plots: {document['run']}/report.html")
         return
-    comparison = compare(settings.runs, settings.out)
+    comparison = compare(settings.runs, settings.out or Path("comparison.html"))
     screen.result(comparison, comparison_table(comparison))
     for note in comparison["notes"]:
         screen.note(note)

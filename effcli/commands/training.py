@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from effcli.commands.mount import Given
+from effcli.errors import EffError
 from effcli.settings.layers import Resolved
 from effcli.ui.console import Screen
 from effcli.ui.progress import Watcher
@@ -23,7 +24,12 @@ def run_training(command: str, given: Given, screen: Screen) -> None:
 
     method = import_module(f"effcli.methods.{command}")
     with Interrupt() as stop, Watcher(screen, command) as watch:
-        report = method.run(resolved.settings, watch, stop).as_json()
+        try:
+            report = method.run(resolved.settings, watch, stop).as_json()
+        except EffError as error:
+            if screen.as_json and error.report is not None:
+                screen.result(error.report)
+            raise
     screen.result(report, report_table(report))
     screen.note(f"the page with plots: {report['run']}/report.html")
 

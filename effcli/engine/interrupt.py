@@ -1,9 +1,12 @@
-"""Ctrl-C and SIGTERM ask; the work answers when it can be saved."""
+"""Ctrl-C, SIGTERM and a closed terminal ask; the work answers when it can be saved."""
 
 import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any
+
+#: A hang-up is what is left of a lost connection or a closed window; Windows has none.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 class Interrupt:
@@ -21,7 +24,7 @@ class Interrupt:
         return self._number
 
     def __enter__(self) -> "Interrupt":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -1,14 +1,17 @@
 """The parts of one run, opened together. A method replaces one of them, then calls `train`."""
 
 import math
+import time
 import traceback
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from effcli.engine import advice
 from effcli.engine.closing import close_run
 from effcli.engine.data.batches import Shuffled
 from effcli.engine.data.corpus import Corpus, locate
@@ -38,7 +41,7 @@ from effcli.engine.runs.page import write_page
 from effcli.engine.runs.report import Report, report_of
 from effcli.engine.runs.rundir import ENV, LOCK, TOKENIZER, RunDir, new_folder, status
 from effcli.engine.runs.trained import build_model, require_memory
-from effcli.errors import DivergedError, EffError, InputError, ResourceError, Stopped
+from effcli.errors import EffError, InputError, Stopped
 from effcli.registry import resolve_place
 from effcli.settings.layers import storable
 from effcli.settings.train import TrainSettings
@@ -53,7 +56,7 @@ class Session:
         self.command, self.settings = command, settings
         self._watch, self._stop = watch, stop
         self._stack = ExitStack()
-        self._evaluated_at = -1
+        self._evaluated_at = self._saved_at = -1
 
     def __enter__(self) -> "Session":
         try:
@@ -126,6 +129,7 @@ class Session:
         if status(folder) == "complete":
             self._log.tell(Notice(f"the run in {folder} is complete already"))
             return report_of(folder)
+        self.run.unseal()
         torch.manual_seed(self.settings.seed)
         try:
             self._restore()
@@ -136,13 +140,11 @@ class Session:
             close_run(self.parts, self.corpus, self.held_out, self._log, self.settings, self._stop)
         except Stopped as error:
             self._save()
-            self._end("stopped")
-            message = f"{error.message}; step {self.parts.meter.steps} is saved in {folder}"
-            hint = f"continue with: eff {self.command} --resume --out {folder}"
-            raise Stopped(error.signal_number, message, hint) from None
+            raise advice.stopped(error, self.command, self._end("stopped")) from None
         except Exception as error:
             if is_out_of_memory(error):
-                raise self._memory_advice() from error
+                device, micro = self.parts.device, self.parts.micro
+                raise advice.out_of_memory(self.command, folder, micro, device) from error
             raise
         return self._end("complete")
 
@@ -155,6 +157,7 @@ class Session:
             if isinstance(record, Diverged):
                 self._fail(record)
             if settings.save_every and meter.steps % settings.save_every == 0:
+                self._log.ledger("unfinished", self._unique_tokens())  # for whoever reports a kill
                 self._save()
             self._look_if_due()
 
@@ -181,36 +184,32 @@ class Session:
         bits = self.held_out.bits_per_byte(loss)
         spent = (meter.tokens, meter.spent_flops(), meter.spent_seconds(), joules)
         self._log.note(Evaluation(meter.steps, loss, bits, windows, *spent))
-        self._log.ledger("unfinished", parts.batches.unique_tokens)
+        self._log.ledger("unfinished", self._unique_tokens())
 
     def _end(self, state: str) -> Report:
-        self._log.ledger(state, self.parts.batches.unique_tokens)
+        self._log.ledger(state, self._unique_tokens())
         self.run.position()
+        self.run.seal()
         report = report_of(self.run.folder)
         report.write()
         if state == "complete":
             write_page(self.run.folder, report)
         return report
 
-    def _fail(self, record: Diverged) -> None:
-        self._end("diverged")
-        last, _ = checkpoint.newest(self.run.checkpoints)
-        where = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
-        raise DivergedError(
-            f"step {record.step}: the loss is {record.loss}, the gradient's norm"
-            f" {record.grad_norm}, at learning rate {record.lr:g}; {where}",
-            f"try a lower rate, for example --lr {self.settings.optim.lr / 3:.2g}",
-        )
+    def _unique_tokens(self) -> int:
+        """Of those trained on: the last batch may have been drawn and not used."""
+        return min(self.parts.batches.unique_tokens, self.parts.meter.tokens)
 
-    def _memory_advice(self) -> ResourceError:
-        micro, device = self.parts.micro, self.parts.device
-        gigabytes = device.peak_memory_bytes() / 1e9
-        message = f"out of memory with {micro} sequences at once (peak {gigabytes:.1f} GB)"
-        if micro > 1:
-            hint = f"--set batch.micro={micro // 2} gives the same result in less memory"
-        else:
-            hint = "--set device.recompute=true, a smaller preset, or a shorter model.context"
-        return ResourceError(message, hint)
+    def _fail(self, record: Diverged) -> None:
+        report = self._end("diverged")
+        raise advice.diverged(record, self.settings.optim.lr, self.run.checkpoints, report)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time that no account and no total of this run includes."""
+        started = time.perf_counter()
+        yield
+        self._log.wall_before -= time.perf_counter() - started
 
     def _prepare(self, facts: dict[str, Any]) -> None:
         """Decide about compilation once per run, write down where it happens, and compile."""
@@ -243,6 +242,8 @@ class Session:
     def _save(self) -> None:
         """Commit a checkpoint of this step, unless there is one."""
         step = self.parts.meter.steps
+        if self._saved_at == step:
+            return
         state = {
             "parts": self.parts.state_dict(),
             "records": self.run.position(),
@@ -252,7 +253,18 @@ class Session:
         }
         weights = self.parts.model.state_dict()
         checkpoint.save(self.run.checkpoints, step, weights, state, self.settings.keep)
+        self._saved_at = step
         self._log.tell(Saved(step))
+
+    def _begin_again(self) -> None:
+        """From the start: right for a run that never saved, never for one that did."""
+        folder = self.run.folder
+        if any(self.run.checkpoints.glob("damaged-*")):
+            message = f"every checkpoint in {folder} was damaged, so there is nothing to continue"
+            raise InputError(message, "start a new run in another --out")
+        if self.settings.resume:
+            self._log.tell(Notice(f"nothing was saved in {folder} yet: beginning at step 0"))
+        self.run.rewind(0)
 
     def _restore(self) -> None:
         """Continue from the newest whole checkpoint; from the start if none was ever saved."""
@@ -261,7 +273,7 @@ class Session:
         for warning in warnings:
             self._log.tell(Notice(warning))
         if place is None:
-            self.run.rewind(0)
+            self._begin_again()
             return
         state = checkpoint.load_state(place)
         if state["corpus"] != self.corpus.hash:
@@ -271,5 +283,6 @@ class Session:
         self.parts.model.load_state_dict(weights)
         self.parts.load_state_dict(state["parts"])
         self._evaluated_at, self._log.wall_before = state["evaluated_at"], state["wall"]
+        self._saved_at = self.parts.meter.steps
         self.run.rewind(state["records"])
         self._log.tell(Notice(f"continuing at step {self.parts.meter.steps}"))

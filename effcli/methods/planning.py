@@ -12,12 +12,14 @@ from effcli.engine.data.corpus import Corpus, locate, root
 from effcli.engine.data.sources import plan
 from effcli.engine.device import Device
 from effcli.engine.loop import Parts
+from effcli.engine.measure.evaluate import HeldOut
 from effcli.engine.measure.meter import Budget, Meter
 from effcli.engine.measure.peak import peak_flops
 from effcli.engine.objectives.next_token import NextToken
 from effcli.engine.optim.optimizer import Optimizer
 from effcli.engine.plan import ASSUMED_MFU, forecast, micro_batch
-from effcli.engine.runs.trained import build_model
+from effcli.engine.runs.trained import build_model, require_memory
+from effcli.methods.tune import HORIZON
 from effcli.registry import resolve_place
 from effcli.settings.layers import Resolved
 
@@ -27,6 +29,10 @@ def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
     settings = resolved.settings
     corpus = Corpus.open(locate(settings.data))
     device = Device(settings.device)
+    # What would stop the run at its beginning stops its plan.
+    require_memory(settings.model, corpus.tokenizer.vocab_size, device)
+    token_bytes = corpus.tokenizer.token_bytes
+    HeldOut.of(corpus.val, token_bytes, settings.model.context, settings.evaluation.tokens)
     with torch.device("meta"):
         model = build_model(settings.model, corpus.tokenizer.vocab_size, settings.seed)
         optimizer = Optimizer(model, settings.optim)
@@ -42,6 +48,7 @@ def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
         micro_batch(settings, model.context),
     )
     peak = peak_flops(device, keep=False)
+    ahead = forecast(settings, parts, corpus.train.tokens, peak)
     return {
         "schema": 1,
         "command": "dry-run",
@@ -50,7 +57,8 @@ def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
         "device": device.describe(),
         "optimizer": optimizer.describe(),
         "routing": optimizer.routing(),
-        "forecast": asdict(forecast(settings, parts, corpus.train.tokens, peak)),
+        "forecast": asdict(ahead),
+        "tuning_flops": getattr(settings, "tune", 0) * HORIZON * ahead.flops,
         "assumed_mfu": ASSUMED_MFU,
         "peak_flops_per_second": peak,
     }

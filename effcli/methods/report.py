@@ -7,6 +7,13 @@ from effcli.engine.runs.compare import compare as compare_runs
 from effcli.engine.runs.compare import write_comparison
 from effcli.engine.runs.page import write_page
 from effcli.engine.runs.report import report_of
+from effcli.errors import InputError
+
+PAGE_MARK = b'<meta name="generator" content="eff">'
+
+
+def _is_ours(page: Path) -> bool:
+    return page.is_file() and PAGE_MARK in page.read_bytes()[:2048]
 
 
 def rebuild(folder: Path) -> dict[str, Any]:
@@ -19,6 +26,10 @@ def rebuild(folder: Path) -> dict[str, Any]:
 
 def compare(folders: tuple[Path, ...], page: Path) -> dict[str, Any]:
     """Compare runs, and draw them on a page."""
+    if page.exists() and not _is_ours(page):
+        raise InputError(
+            f"{page} is not a page of eff, and is not overwritten", "choose another --out"
+        )
     comparison = {**compare_runs(list(folders)), "page": str(page)}
     write_comparison(comparison, page)
     return comparison

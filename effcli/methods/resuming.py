@@ -37,7 +37,7 @@ def _changes(before: TrainSettings, after: TrainSettings) -> list[str]:
     return [
         f"{name} was {old.get(name)!r}, now {value!r}"
         for name, value in new.items()
-        if value != old.get(name) and name.partition(".")[0] not in skipped
+        if value != old.get(name) and not skipped & {name, name.partition(".")[0]}
     ]
 
 

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from effcli.engine.advice import resuming
 from effcli.engine.records import Notice, Stop, Watch
 from effcli.engine.runs.report import Report, Tuning
 from effcli.engine.session import Session
@@ -26,7 +27,7 @@ def tune(
     and decays evenly (Sobol 1967). Finished trials are not run again.
     """
     losses: list[float] = []
-    flops = seconds = 0.0
+    tokens, flops, seconds = 0, 0.0, 0.0
     candidates = [settings.optim, *_spread(settings)]
     for number, optim in enumerate(candidates, start=1):
         watch(Notice(f"trial {number} of {len(candidates)}: {_describe(optim)}"))
@@ -35,6 +36,7 @@ def tune(
             math.inf if report is None or report.held_out is None else report.held_out.loss
         )
         if report is not None:
+            tokens += report.tokens
             flops += sum(report.flops.values())
             seconds += report.seconds["total"]
     best = candidates[losses.index(min(losses))]
@@ -42,7 +44,12 @@ def tune(
     watch(Notice(f"chosen: {_describe(best)}"))
     finite = [loss if math.isfinite(loss) else None for loss in losses]
     return settings.model_copy(update={"optim": best}), Tuning(
-        trials=len(losses), flops=flops, seconds=seconds, chosen=chosen, losses=finite
+        trials=len(losses),
+        tokens=tokens,
+        flops=flops,
+        seconds=seconds,
+        chosen=chosen,
+        losses=finite,
     )
 
 
@@ -83,6 +90,5 @@ def _trial(
     except DivergedError:
         return None
     except Stopped as error:
-        run = folder.parent.parent
-        hint = f"continue with: eff baseline --resume --out {run}"
+        hint = f"continue with: {resuming('baseline', folder.parent.parent)}"
         raise Stopped(error.signal_number, error.message, hint) from None

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from effcli.settings.base import Count, Flag, Settings
 from effcli.settings.train import DeviceSettings
+
+Mark = Annotated[str, Field(min_length=1)]
 
 
 class SamplingSettings(Settings):
@@ -24,7 +26,9 @@ class SamplingSettings(Settings):
     """Keep only tokens at least this probable, relative to the most likely one."""
     repetition_penalty: Annotated[float, Field(gt=0), Flag(panel="Sampling", metavar="X")] = 1.0
     """Above 1, tokens that occurred before become less likely (Keskar et al. 2019)."""
-    stop: Annotated[tuple[str, ...], Flag(panel="Text", metavar="TEXT")] = ()
+    stop: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...], Flag(panel="Text", metavar="TEXT")
+    ] = ()
     """End where this text appears; may be given several times."""
     num_return_sequences: Annotated[Count, Field(le=256), Flag(panel="Text", metavar="N")] = 1
     """How many texts to write."""
@@ -39,4 +43,12 @@ class GenerateSettings(SamplingSettings):
     """Folder of a run."""
     prompt: Annotated[str, Flag(positional=True, metavar="PROMPT")] = ""
     """Text to continue; without one, a new document is begun."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_text(cls, prompt: str) -> str:
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise ValueError("not valid UTF-8")
+        return prompt
+
     device: DeviceSettings = DeviceSettings(compile="off")

@@ -157,11 +157,15 @@ class _Layers:
         try:
             return Resolved(self._cls.model_validate(self._values), self._origins)
         except ValidationError as error:
-            raise InputError(self._explain(error)) from None
+            needed = any(one["type"] == "missing" for one in error.errors(include_url=False))
+            hint = "--help shows what is needed" if needed else None
+            raise InputError(self._explain(error), hint) from None
 
     def _explain(self, error: ValidationError) -> str:
         first, *others = error.errors(include_url=False)
         name = ".".join(str(step) for step in first["loc"])
+        if first["type"] == "missing":
+            return f"{name.upper()} is missing"
         message = first["msg"].removeprefix("Value error, ")
         message = message.replace("Input should be", "should be", 1)
         origins = [o for n, o in self._origins.items() if n == name]

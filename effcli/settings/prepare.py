@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from effcli.catalog import TOKENIZERS
 from effcli.settings.base import Count, Flag, Settings
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=0.5)]
+Written = Annotated[
+    str,
+    BeforeValidator(lambda text: str(text).replace("\\n", "\n").replace("\\t", "\t")),
+    Field(min_length=1),
+]
 
 
 class PrepareSettings(Settings):
@@ -23,8 +28,8 @@ class PrepareSettings(Settings):
     """Several sources by their shares of the tokens, as in wikitext-2:0.6,tinystories:0.4."""
     text_column: Annotated[str | None, Flag(panel="Source", metavar="NAME")] = None
     """Column or JSON field that holds the text; by default `text`."""
-    separator: Annotated[str | None, Flag(panel="Source", metavar="TEXT")] = None
-    """What stands between documents in plain text; by default <|endoftext|>."""
+    separator: Annotated[Written | None, Flag(panel="Source", metavar="TEXT")] = None
+    """What stands between documents in plain text, as in `\\n\\n`; by default <|endoftext|>."""
     val: Annotated[Path | None, Flag(panel="Splits", metavar="FILE")] = None
     """Your own validation text."""
     test: Annotated[Path | None, Flag(panel="Splits", metavar="FILE")] = None

@@ -13,8 +13,8 @@ class ReportSettings(Settings):
 
     runs: Annotated[tuple[Path, ...], Field(min_length=1), Flag(positional=True, metavar="RUN")]
     """Folders of runs; with several, the first is the reference."""
-    out: Annotated[Path, Flag(panel="Output", metavar="FILE")] = Path("comparison.html")
-    """Where the page of a comparison goes."""
+    out: Annotated[Path | None, Flag(panel="Output", metavar="FILE")] = None
+    """Where the page of a comparison goes; by default comparison.html."""
 
 
 class VerifySettings(Settings):

@@ -75,7 +75,10 @@ class TrainSettings(Settings):
     #: Fields that say where things are, not what is computed: they are not kept in a run.
     PLACES: ClassVar[tuple[str, ...]] = ("out", "resume")
     #: Fields that may differ when a run is resumed, because they do not change its result.
-    FREE: ClassVar[tuple[str, ...]] = ("save_every", "keep", "price_per_hour", "energy")
+    FREE: ClassVar[tuple[str, ...]] = (
+        *("save_every", "keep", "price_per_hour", "energy"),
+        "batch.micro",  # but for rounding: who runs out of memory must be able to go on
+    )
 
     preset: Annotated[str, Flag(panel="What to train", choices=PRESETS)] = "nano"
     """Size of the model and the budget that suits it."""
@@ -93,7 +96,7 @@ class TrainSettings(Settings):
     """Training tokens; `2M` and `1e9` are understood."""
     flops: Annotated[Amount | None, Flag(panel="Budget", metavar="N")] = None
     """Floating-point operations of everything but evaluation."""
-    minutes: Annotated[Amount | None, Flag(panel="Budget", metavar="N")] = None
+    minutes: Annotated[float | None, Field(gt=0), Flag(panel="Budget", metavar="N")] = None
     """Minutes of everything but evaluation and compilation."""
 
     out: Annotated[Path | None, Flag(panel="Run", metavar="FOLDER")] = None

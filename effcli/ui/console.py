@@ -1,6 +1,7 @@
 """Where output goes: results to stdout, everything else to stderr."""
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -11,13 +12,27 @@ from effcli.errors import EffError
 from effcli.safe import safe
 
 
+class _Stream(Console):
+    """A console whose reader may leave: the work goes on, unseen."""
+
+    def __init__(self, *, stderr: bool, soft_wrap: bool = False) -> None:
+        super().__init__(
+            stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False
+        )
+
+    def on_broken_pipe(self) -> None:
+        """Say no more, instead of ending the program."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 class Screen:
     """The two streams of a command, as its flags want them."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
-        self.out = Console(highlight=False, markup=False, emoji=False)
-        self.err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self.out = _Stream(stderr=False)
+        self.err = _Stream(stderr=True)
 
     def result(self, document: Any, *drawn: RenderableType) -> None:
         """Show a result: as one JSON document, or drawn for people."""
@@ -36,7 +51,7 @@ class Screen:
 def show_error(error: EffError) -> None:
     """One line, and what to do next."""
     message = " ".join(safe(error.message).split())
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = _Stream(stderr=True, soft_wrap=True)
     console.print(Text.assemble((f"{error.label}: ", "bold red"), message))
     if error.hint:
         console.print(Text.assemble(("hint: ", "bold"), " ".join(safe(error.hint).split())))

@@ -64,6 +64,7 @@ class Watcher:
             detail = f"{record.what}  {count(record.tokens)} tokens  {rate}  {size}"
             self._advance(record.share, detail)
         elif isinstance(record, Evaluation):
+            self._windowed.clear()  # the time of a look is not the time of a step
             self._say(
                 f"step {record.step}: held-out loss {record.loss:.4f}, "
                 f"{record.bits_per_byte:.4f} bits/byte"

@@ -1,6 +1,7 @@
 """Results as tables."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any, Literal
 
 from rich import box
@@ -12,18 +13,24 @@ from effcli.units import clock, count, flops, size
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    shown = Text(safe(title), "bold")
+    table = Table(title=shown, title_justify="left", box=box.SIMPLE_HEAD)
     for number, name in enumerate(columns):
         is_name = number == 0
         justify: Literal["left", "right"] = "left" if is_name else "right"
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=not is_name)
+        table.add_column(
+            name,
+            justify=justify,
+            overflow="fold" if is_name else "ellipsis",
+            no_wrap=not is_name,
+            min_width=8 if is_name else None,
+        )
     return table
 
 
 def _pairs(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, show_header=False
-    )
+    shown = Text(safe(title), "bold")
+    table = Table(title=shown, title_justify="left", box=None, show_header=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in rows:
@@ -97,7 +104,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
         rows.append(
             (
                 "tuning",
-                f"{tuning['trials']} trials, {flops(tuning['flops'])} FLOPs, "
+                f"trials {tuning['trials']}, {flops(tuning['flops'])} FLOPs, "
                 f"{clock(tuning['seconds'])}, not counted above; chose {chosen}",
             )
         )
@@ -123,6 +130,7 @@ def plan_tables(plan: Mapping[str, Any]) -> list[Table]:
         ("steps", f"{forecast['steps']:,}"),
         ("tokens", f"{count(forecast['tokens'])}, {forecast['epochs']:.2f} times the corpus"),
         ("FLOPs", flops(forecast["flops"])),
+        ("tuning before", f"{flops(plan['tuning_flops'])} FLOPs"),
         (
             "time",
             f"about {clock(forecast['seconds'])} of training, at {plan['assumed_mfu']:.0%} of "
@@ -130,9 +138,10 @@ def plan_tables(plan: Mapping[str, Any]) -> list[Table]:
         ),
         (
             "memory",
-            f"about {size(forecast['memory_bytes'])}, {forecast['micro']} sequences at a time",
+            f"about {size(forecast['memory_bytes'])}, micro-batch {forecast['micro']}",
         ),
     ]
+    costs = [row for row in costs if row[0] != "tuning before" or plan["tuning_flops"]]
     routing = _table("optimizer", "tensors", "rule", "rate", "decay")
     for group in plan["routing"]:
         names = [name.removesuffix(".weight") for name in group["tensors"]]
@@ -146,9 +155,13 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
     gains = ("× tokens", "× FLOPs", "× s")
     table = _table("comparison", "run", "loss", "bits/byte", "tokens", "FLOPs", "seconds", *gains)
     table.padding, table.pad_edge = (0, 1, 0, 0), False
-    for row in comparison["runs"]:
-        name = row["run"] if row["status"] == "complete" else f"{row['run']} ({row['status']})"
+    names = [PurePath(row["run"]).name for row in comparison["runs"]]
+    is_clear = len(set(names)) == len(names)
+    for row, short in zip(comparison["runs"], names, strict=True):
+        name = short if is_clear else row["run"]
+        name = name if row["status"] == "complete" else f"{name} ({row['status']})"
         cells = [_gain(row["multipliers"].get(unit)) for unit in ("tokens", "flops", "seconds")]
+        cells = ["reference", "", ""] if row["is_reference"] else cells
         losses = ["-" if row[k] is None else f"{row[k]:.4f}" for k in ("loss", "bits_per_byte")]
         spent = [count(row["tokens"]), flops(row["flops"]), f"{row['seconds']:.1f}"]
         table.add_row(Text(safe(name)), *losses, *spent, *cells)

@@ -65,8 +65,8 @@ def test_the_version_is_said(eff: Eff) -> None:
         (["baseline", "--stepz", "5"], "no such option: --stepz", "did you mean --steps?"),
         (["baseline", "--steps"], "'--steps' requires an argument", "see eff baseline --help"),
         (["baseline", "extra"], "unexpected extra argument", "see eff baseline --help"),
-        (["generate"], "run: field required", ""),
-        (["report"], "runs: field required", ""),
+        (["generate"], "RUN is missing", "--help shows"),
+        (["report"], "RUNS is missing", "--help shows"),
         (["baseline", "--preset", "huge"], "no preset called 'huge'", "known:"),
         (["baseline", "--steps", "many"], "steps: should be a valid integer", ""),
         (
@@ -207,6 +207,20 @@ def test_a_dry_run_foretells_the_run(eff: Eff, corpus_folder: Path) -> None:
     assert plan["flops"] == report["flops"]["train"]
     assert (plan["steps"], plan["tokens"]) == (report["steps"], report["tokens"])
     assert plan["parameters"] == report["parameters"]
+
+
+def test_a_dry_run_refuses_what_the_run_would(eff: Eff, corpus_folder: Path) -> None:
+    for assignment, expected in (("model.context=100000", 2), ("model.width=1048576", 3)):
+        flags = ["--data", corpus_folder, "--set", assignment]
+        dry, real = eff("baseline", *flags, "--dry-run")[0], eff("baseline", *flags)[0]
+        assert (dry, real) == (expected, expected)
+
+
+def test_a_dry_run_says_what_tuning_costs(eff: Eff, corpus_folder: Path) -> None:
+    code, out, _ = eff("baseline", "--data", corpus_folder, "--tune", "4", "--dry-run", "--json")
+    plan = json.loads(out)
+    assert code == 0
+    assert plan["tuning_flops"] == pytest.approx(plan["forecast"]["flops"])
 
 
 def test_a_dry_preparation_touches_nothing(eff: Eff, place: Path) -> None:

@@ -1,6 +1,7 @@
 """`eff baseline`, whole: the run folder, the report, failures, tuning, resuming by command line."""
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,7 @@ def test_a_run_leaves_a_whole_folder(tiny: Settings, place: Path) -> None:
     folder = place / "r"
     names = {path.name for path in folder.iterdir()}
     files = {"config.toml", "env.json", "records.jsonl", "report.json", "report.html"}
-    assert names == files | {"checkpoints", "tokenizer.json", ".lock"}
+    assert names == files | {"checkpoints", "tokenizer.json", "files.json", ".lock"}
     steps = [path.name for path in checkpoint.steps(folder / "checkpoints")]
     assert steps == ["step-000000008", "step-000000010"]
     env = json.loads((folder / "env.json").read_text())
@@ -386,3 +387,68 @@ def test_a_compiled_run_learns_the_same_and_resumes_exactly(
     assert run("on", "on", "--resume")["held_out"] == compiled["held_out"]
     again = checkpoint.load_model(last, torch.device("cpu"))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_run_whose_checkpoints_were_damaged_is_never_begun_again(
+    tiny: Settings, place: Path
+) -> None:
+    with pytest.raises(Stopped):
+        baseline.run(tiny(steps=20, out=place / "r"), stop=_after(8))
+    for path in (place / "r" / "checkpoints").rglob("model.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"no checkpoint|nothing to continue"):
+            baseline.run(tiny(steps=20, out=place / "r", resume=True))
+
+
+def test_a_smaller_micro_batch_may_be_used_to_go_on(eff: Eff, tiny: Settings, place: Path) -> None:
+    with pytest.raises(Stopped):
+        baseline.run(tiny(steps=20, out=place / "r"), stop=_after(8))
+    code, _, err = eff("baseline", "--resume", "--out", "r", "--set", "batch.micro=2")
+    assert code == 0, err
+    assert json.loads((place / "r" / "env.json").read_text())["micro"] == 2
+
+
+def test_what_was_not_evaluated_at_the_end_has_no_result(tiny: Settings, place: Path) -> None:
+    with pytest.raises(Stopped) as raised:
+        baseline.run(tiny(steps=20, eval_every=50, out=place / "r"), stop=_after(8))
+    report = raised.value.report
+    assert report is not None
+    assert report["status"] == "stopped"
+    assert report["held_out"] is None
+    assert report["unique_tokens"] <= report["tokens"]
+
+
+def test_json_tells_how_a_run_failed(eff: Eff, corpus_folder: Path) -> None:
+    flags = ["--data", corpus_folder, "--steps", "40", "--lr", "1e30", "--out", "r", *SETS]
+    code, out, _ = eff("baseline", *flags, "--json")
+    assert code == 5
+    document = json.loads(out)
+    assert document["status"] == "diverged"
+    assert document["unique_tokens"] <= document["tokens"]
+
+
+def test_the_total_leaves_tuning_out(tiny: Settings, place: Path) -> None:
+    report = baseline.run(tiny(steps=40, tune=4, out=place / "r"))
+    assert report.tuning is not None
+    parts = sum(value for name, value in report.seconds.items() if name != "total")
+    assert parts <= report.seconds["total"] < parts + report.tuning.seconds
+
+
+def test_adamw_suits_a_model_of_matrices_alone(tiny: Settings) -> None:
+    report = baseline.run(tiny("optim.name=adamw"))
+    assert report.status == "complete"
+
+
+def test_a_reader_that_leaves_does_not_stop_the_work(corpus_folder: Path, place: Path) -> None:
+    command = [sys.executable, "-m", "effcli", "baseline", "--data", str(corpus_folder), *SETS]
+    words = " ".join(map(shlex.quote, [*command, "--steps", "30", "--out"]))
+    for name, end in (("a", "2>&1 | head -1"), ("b", ">&-"), ("c", "2>&-"), ("d", "2> >(head -1)")):
+        subprocess.run(["bash", "-c", f"{words} {name} {end}"], check=True, capture_output=True)
+        assert report_of(place / name).status == "complete"
+
+
+def _after(calls: int) -> Callable[[], int | None]:
+    """Asks to stop at a later question."""
+    left = iter([None] * calls)
+    return lambda: next(left, signal.SIGINT)

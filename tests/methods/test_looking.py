@@ -170,8 +170,8 @@ def test_runs_are_compared_at_equal_loss(tiny: Settings, eff: Eff, place: Path) 
         folders.append(place / name)
     comparison = compare(folders)
     rows = {Path(row["run"]).name: row for row in comparison["runs"]}
-    assert rows["a"]["multipliers"] == {"tokens": 1.0, "flops": 1.0, "seconds": 1.0}
-    assert rows["b"]["multipliers"]["tokens"] == 1.0
+    assert [rows[name]["is_reference"] for name in rows] == [True, True, False, False]
+    assert rows["a"]["multipliers"] == rows["b"]["multipliers"] == {}
     losses = [rows[name]["loss"] for name in ("a", "b")]
     slope = math.log(3) / (losses[0] - losses[1])
     fast = rows["fast"]
@@ -239,3 +239,73 @@ def test_a_corpus_is_verified_by_the_command_that_made_it(eff: Eff, place: Path)
     path = place / "data" / "grammar-1-bytes" / "val-00000.bin"
     path.write_bytes(b"\1" + path.read_bytes()[1:])
     assert eff(*arguments, "--verify")[0] == 4
+
+
+def test_a_file_of_a_run_that_was_edited_is_noticed(eff: Eff, run: Path, place: Path) -> None:
+    import shutil
+
+    for name in ("config.toml", "env.json", "records.jsonl", "tokenizer.json", "report.json"):
+        folder = place / name
+        shutil.copytree(run, folder)
+        assert eff("verify", folder)[0] == 0
+        (folder / name).write_text((folder / name).read_text().replace("1", "2", 1))
+        code, _, err = eff("verify", folder)
+        assert (code, name in err) == (4, True)
+
+
+def test_a_run_that_saved_nothing_cannot_be_verified(eff: Eff, run: Path, place: Path) -> None:
+    (place / "young").mkdir()
+    (place / "young" / "config.toml").write_bytes((run / "config.toml").read_bytes())
+    code, _, err = eff("verify", "young")
+    assert code == 2
+    assert "nothing to check" in err
+
+
+def test_a_comparison_overwrites_only_pages_of_its_own(eff: Eff, run: Path, place: Path) -> None:
+    (place / "mine.txt").write_text("my text")
+    code, _, err = eff("report", run, run, "--out", "mine.txt")
+    assert code == 2
+    assert "not a page of eff" in err
+    assert (place / "mine.txt").read_text() == "my text"
+    assert [eff("report", run, run, "--out", "page.html")[0] for _ in range(2)] == [0, 0]
+    code, _, err = eff("report", run, "--out", "page.html")
+    assert code == 2
+    assert "no effect" in err
+
+
+def test_tuned_runs_are_no_reference_and_pay_for_tuning(tiny: Settings, place: Path) -> None:
+    plain = baseline.run(tiny(steps=40, out=place / "plain"))
+    tuned = baseline.run(tiny(steps=40, tune=3, out=place / "tuned"))
+    assert tuned.tuning is not None
+    assert tuned.tuning.chosen != {"lr": 0.02, "weight_decay": 0.1}
+    rows = compare([place / "plain", place / "tuned"])["runs"]
+    assert [row["is_reference"] for row in rows] == [True, False]
+    assert rows[0]["tokens"] == plain.tokens
+    assert rows[1]["tokens"] == tuned.tokens + tuned.tuning.tokens
+    assert rows[1]["flops"] == tuned.cost_flops + tuned.tuning.flops
+
+
+def test_other_windows_are_not_compared(tiny: Settings, place: Path) -> None:
+    baseline.run(tiny(steps=10, out=place / "a"))
+    baseline.run(tiny("evaluation.tokens=320", steps=10, out=place / "b"))
+    comparison = compare([place / "a", place / "b"])
+    assert comparison["runs"][1]["multipliers"] == {}
+    assert any("other held-out windows" in note for note in comparison["notes"])
+
+
+def test_a_name_cannot_control_the_terminal(eff: Eff, run: Path, place: Path) -> None:
+    import shutil
+
+    folder = place / "r\x1b[31mx"
+    shutil.copytree(run, folder)
+    for arguments in (["report", folder], ["report", folder, run], ["verify", folder]):
+        code, out, err = eff(*arguments)
+        assert code == 0, err
+        assert "\x1b" not in out + err
+
+
+def test_a_prompt_that_is_no_text_is_refused(eff: Eff, run: Path) -> None:
+    code, _, err = eff("generate", run, "a\udcffb")
+    assert code == 2
+    assert "not valid UTF-8" in err
+    assert eff("generate", run, "a", "--stop", "")[0] == 2

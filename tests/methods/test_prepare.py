@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
-import zstandard
 
 from effcli.engine.data import job
 from effcli.engine.data.corpus import Corpus
 from effcli.engine.data.prepare import prepare
 from effcli.engine.records import Notice, Reading
-from effcli.errors import InputError, ResourceError, Stopped
+from effcli.errors import CheckError, InputError, ResourceError, Stopped
 from effcli.settings.prepare import PrepareSettings
 
 ROWS = [f"Document number {n}: {'lorem ipsum ' * (n % 7)}" for n in range(300)]
@@ -48,14 +48,16 @@ def _arrow_file(path: Path) -> None:
         stream.write_table(table)
 
 
+def _zstd(data: bytes) -> bytes:
+    return pyarrow.compress(data, codec="zstd", asbytes=True)
+
+
 WRITERS: dict[str, Callable[[Path], Any]] = {
     "a.jsonl": lambda path: path.write_bytes(LINES),
     "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES)),
     "a.jsonl.xz": lambda path: path.write_bytes(lzma.compress(LINES)),
     "a.jsonl.bz2": lambda path: path.write_bytes(bz2.compress(LINES)),
-    "a.jsonl.zst": lambda path: path.write_bytes(
-        zstandard.compress(LINES[:5000]) + zstandard.compress(LINES[5000:])
-    ),
+    "a.jsonl.zst": lambda path: path.write_bytes(_zstd(LINES[:5000]) + _zstd(LINES[5000:])),
     "a.parquet": _parquet,
     "a.arrow": _arrow,
     "b.arrow": _arrow_file,
@@ -172,11 +174,13 @@ def test_too_many_bad_rows_fail_the_preparation(place: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"body": "x"}\n', "there is no field 'text'"),
+        ("a.jsonl", b'{"body": "x"}\n', "begins without the field 'text'"),
         ("a.csv", b"a,b", "unknown kind of file"),
         ("a.jsonl.gz", b"not gzip", "cannot be read"),
         ("a.jsonl.xz", lzma.compress(LINES)[:-20], "cannot be read"),
-        ("a.jsonl.zst", zstandard.compress(LINES)[10:], "damaged"),
+        ("a.jsonl.zst", _zstd(LINES)[10:], "cannot be read"),
+        ("a.jsonl.zst", _zstd(LINES)[:-10], "cannot be read"),
+        ("a.jsonl.zst", _zstd(LINES) + _zstd(LINES)[:50], "cannot be read"),
         ("a.parquet", b"PAR1", "damaged"),
         ("a.arrow", b"x" * 100, "damaged"),
         ("a.txt", b"", "no text for the train split"),
@@ -300,7 +304,7 @@ def test_another_corpus_of_the_same_name_is_not_overwritten(place: Path) -> None
     with pytest.raises(InputError, match="other settings"):
         _make(sources=("a.jsonl",), tokenizer="bytes", seed=1)
     (place / "a.jsonl").write_bytes(LINES + LINES)
-    with pytest.raises(InputError, match="has changed since"):
+    with pytest.raises(InputError, match="not the text any more"):
         _make(sources=("a.jsonl",), tokenizer="bytes")
     summary, _ = _make(sources=("a.jsonl",), tokenizer="bytes", force=True)
     assert summary["status"] == "prepared"
@@ -438,3 +442,101 @@ def test_memory_stays_bounded_whatever_the_size(place: Path) -> None:
         peaks.append(int(done.stdout) / 1024)
     assert peaks[1] - peaks[0] < 150
     assert peaks[1] < 1000
+
+
+def test_a_source_that_changed_is_not_up_to_date(place: Path) -> None:
+    (place / "texts").mkdir()
+    first = place / "texts" / "a.jsonl"
+    first.write_bytes(LINES)
+    _make(sources=("texts",), tokenizer="bytes")
+    assert _make(sources=("texts",), tokenizer="bytes")[0]["status"] == "unchanged"
+    first.touch()  # the same text, written again
+    assert _make(sources=("texts",), tokenizer="bytes")[0]["status"] == "unchanged"
+    first.write_bytes(LINES.replace(b"lorem", b"merol"))
+    with pytest.raises(InputError, match="not the text any more"):
+        _make(sources=("texts",), tokenizer="bytes")
+    first.write_bytes(LINES)
+    (place / "texts" / "b.jsonl").write_bytes(LINES)
+    with pytest.raises(InputError, match="not the text any more"):
+        _make(sources=("texts",), tokenizer="bytes")
+
+
+def test_another_file_of_the_same_name_is_another_source(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EFF_DATA", str(place / "all"))
+    for name, lines in (("one", LINES), ("two", LINES.replace(b"lorem", b"merol"))):
+        (place / name).mkdir()
+        (place / name / "a.jsonl").write_bytes(lines)
+    monkeypatch.chdir(place / "one")
+    _make(sources=("a.jsonl",), tokenizer="bytes")
+    monkeypatch.chdir(place / "two")
+    with pytest.raises(InputError, match="not the text any more"):
+        _make(sources=("a.jsonl",), tokenizer="bytes")
+
+
+def test_a_preparation_of_text_that_changed_meanwhile_begins_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "COMMIT_SECONDS", 0.0)
+    (place / "a.jsonl").write_bytes(LINES)
+    calls = iter([None] * 100)
+    settings = PrepareSettings(sources=("a.jsonl",), tokenizer="bytes")
+    with pytest.raises(Stopped):
+        prepare(settings, stop=lambda: next(calls, signal.SIGINT))
+    (place / "a.jsonl").write_bytes(LINES.replace(b"lorem", b"merol"))
+    said: list[Any] = []
+    summary = prepare(settings, watch=said.append)
+    texts = "".join(chain.from_iterable(_texts(Corpus.open(Path(summary["corpus"])), "train")))
+    assert "merol" in texts
+    assert "lorem" not in texts
+    assert any("beginning again" in n.text for n in said if isinstance(n, Notice))
+
+
+def test_a_row_without_text_is_one_bad_row(place: Path) -> None:
+    (place / "a.jsonl").write_bytes(LINES + b'{"other": 1}\n' + LINES.replace(b"ipsum", b"musip"))
+    summary, _ = _make(sources=("a.jsonl",), tokenizer="bytes")
+    assert summary["rejected_by_reason"] == {"not_text": 1}
+
+
+def test_blank_space_without_end_is_no_reason_to_fail(place: Path) -> None:
+    text = "<|endoftext|>".join(ROWS) + "\nbefore" + " " * 1_000_000 + "after"
+    (place / "a.txt").write_text(text)
+    summary, _ = _make(sources=("a.txt",), tokenizer="bytes")
+    assert summary["rejected"] == 0
+
+
+def test_rejected_rows_are_named_before_the_tokenizer_complains(place: Path) -> None:
+    (place / "a.jsonl").write_bytes(b'{"text": ""}\n' * 50)
+    with pytest.raises(InputError, match="50 of 50 rows are not usable text"):
+        _make(sources=("a.jsonl",), tokenizer="bpe:300")
+
+
+def test_advice_on_rejected_rows_is_enough(place: Path) -> None:
+    (place / "a.jsonl").write_bytes(LINES + b'{"text": ""}\n' * 150)
+    with pytest.raises(InputError) as raised:
+        _make(sources=("a.jsonl",), tokenizer="bytes")
+    share = float((raised.value.hint or "").rpartition("=")[2])
+    _make(sources=("a.jsonl",), tokenizer="bytes", max_rejected=share)
+
+
+def test_what_is_left_without_text_is_explained(place: Path) -> None:
+    (place / "a.jsonl").write_bytes(LINES)
+    with pytest.raises(InputError, match="of them also held out"):
+        _make(sources=("a.jsonl",), val=place / "a.jsonl", tokenizer="bytes")
+    (place / "empty.jsonl").write_bytes(b"")
+    with pytest.raises(InputError, match="no text for the test split") as raised:
+        _make(sources=("a.jsonl",), test=place / "empty.jsonl", tokenizer="bytes")
+    assert "another --test" in (raised.value.hint or "")
+
+
+def test_a_manifest_that_was_edited_is_noticed(place: Path) -> None:
+    (place / "a.jsonl").write_bytes(LINES)
+    _, corpus = _make(sources=("a.jsonl",), tokenizer="bytes")
+    path = corpus.folder / "corpus.json"
+    tokens = corpus.train.tokens
+    path.write_text(path.read_text().replace(f'"tokens": {tokens}', f'"tokens": {tokens - 1}'))
+    with pytest.raises(InputError, match="not what was written"):
+        Corpus.open(corpus.folder)
+    with pytest.raises(CheckError, match="not what was written"):
+        Corpus.verified(corpus.folder)

@@ -99,7 +99,7 @@ def test_a_run_killed_again_and_again_still_ends(tiny: Settings, place: Path) ->
     assert _same(_weights(place / "run"), _weights(place / "reference"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_save_and_say_how_to_go_on(tiny: Settings, place: Path, number: int) -> None:
     dice = random.Random(number)
     saved = 0

@@ -1,6 +1,7 @@
 """A prepared corpus: a folder of token shards and a manifest that says what is in it."""
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -48,6 +49,11 @@ def locate(data: str | None) -> Path:
         hint = suggestion(str(data), known) if known else "run `eff prepare` first"
         raise InputError(f"there is no corpus {str(data or folder)!r}", hint)
     return folder
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    """Hash of a manifest's content, which the manifest itself carries as `sha256`."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 class Split:
@@ -117,7 +123,10 @@ class Corpus:
         manifest = read_json(folder / FILE)
         if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
             message = f"{folder / FILE} is not a corpus of this version"
-            raise InputError(message, "prepare it again")
+            raise InputError(message, "prepare it again with --force")
+        if manifest.pop("sha256", None) != manifest_hash(manifest):
+            hint = "prepare it again with --force"
+            raise InputError(f"{folder / FILE} is not what was written", hint)
         try:
             corpus = cls(folder, manifest)
             files = {k: v for s in manifest["splits"].values() for k, v in s["files"].items()}
@@ -160,12 +169,20 @@ class Corpus:
             if not (self.folder / name).is_file() or describe_file(self.folder / name) != described
         ]
 
-    def verify(self) -> int:
-        """Hash every file again; returns how many there are."""
-        if damaged := self.damaged():
+    @classmethod
+    def verified(cls, folder: Path) -> tuple["Corpus", int]:
+        """Hash every file again; returns how many there are, too."""
+        if not (folder / FILE).is_file():
+            raise InputError(f"there is no corpus in {folder}", "run `eff prepare` first")
+        try:
+            corpus = cls.open(folder, check=False)
+        except InputError as error:
+            raise CheckError(error.message, error.hint) from None
+        if damaged := corpus.damaged():
             hint = "prepare the corpus again with --force"
-            raise CheckError(f"{self.folder}: damaged: {', '.join(damaged)}", hint)
-        return sum(len(entry["files"]) for entry in self.manifest["splits"].values())
+            raise CheckError(f"{folder}: damaged: {', '.join(damaged)}", hint)
+        parts = sum(len(entry["files"]) for entry in corpus.manifest["splits"].values())
+        return corpus, parts + 2  # the manifest and the tokenizer have hashes of their own
 
     def summary(self, status: str) -> dict[str, Any]:
         """What `eff prepare` reports."""

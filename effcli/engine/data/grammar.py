@@ -150,6 +150,9 @@ class Grammar:
         bits, size = document_entropy("sentence")
         return bits / size
 
+    def stamp(self) -> None:
+        """Nothing can change."""
+
     def describe(self) -> dict[str, Any]:
         """The seed says it all."""
         entropy = self.entropy_bits_per_byte()

@@ -76,6 +76,10 @@ class Hub:
         """Known only where the corpus is not streamed."""
         return self._rows_read / self._rows_total if self._rows_total else None
 
+    def stamp(self) -> str | None:
+        """The revision."""
+        return self._revision
+
     def describe(self) -> dict[str, Any]:
         """Hub id, configuration and the exact revision."""
         return {

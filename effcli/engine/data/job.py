@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -13,7 +14,8 @@ import numpy as np
 from effcli import __version__
 from effcli.catalog import TOKENIZERS
 from effcli.engine.data import tokenizers
-from effcli.engine.data.corpus import FILE, SCHEMA
+from effcli.engine.data.checks import require_text, require_usable
+from effcli.engine.data.corpus import FILE, SCHEMA, manifest_hash
 from effcli.engine.data.source import LONGEST_DOCUMENT, PIECE, SPLITS, Item, Source, items
 from effcli.engine.data.sources import Plan
 from effcli.engine.data.stream import ELSEWHERE, Flowing, Mixer, Router, tokenized
@@ -33,6 +35,8 @@ class Progress:
     """How far a preparation is: what is saved beside the unfinished shards."""
 
     request: dict[str, Any]
+    stamps: list[Any]
+    """What each source looked like when the preparation began."""
     step: int = 0
     """The pass over the sources that is being done."""
     positions: list[int] = field(default_factory=list)
@@ -68,7 +72,7 @@ class Job:
         self._settings, self._plan, self._sources = settings, chosen, sources
         self._watch, self._stop = watch, stop
         self._router = Router(settings.seed, settings.held_out_share)
-        self._progress = Progress(request)
+        self._progress = Progress(request, [source.stamp() for source in sources])
         self._writers: dict[str, SplitWriter] = {}
         self._started = time.perf_counter()
 
@@ -76,35 +80,42 @@ class Job:
         """Do everything that is not done yet, and return the finished folder."""
         self._work = folder.with_name(f"{folder.name}.partial")
         self._begin_or_continue()
+        try:
+            self._make()
+        except InputError:  # no further try would end otherwise
+            shutil.rmtree(self._work)
+            raise
+        finally:
+            for writer in self._writers.values():
+                writer.abandon()
+        return self._work
+
+    def _make(self) -> None:
         tokenizer = self._tokenizer()
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         for split in SPLITS:
             done = self._progress.writers.get(split)
             limit = self._settings.shard_tokens
             self._writers[split] = SplitWriter(self._work, split, dtype, limit, done)
-        try:
-            passes = self._passes()
-            while self._progress.step < len(passes):
-                self._read(passes[self._progress.step], tokenizer)
-                self._check_rejected()
-                self._progress.begin(self._progress.step + 1, len(self._sources))
-                self._commit()
-            self._finish(tokenizer, dtype)
-        finally:
-            for writer in self._writers.values():
-                writer.abandon()
-        return self._work
+        passes, most = self._passes(), self._settings.max_rejected
+        while self._progress.step < len(passes):
+            self._read(passes[self._progress.step], tokenizer)
+            require_usable(self._progress.rejected, self._progress.rows, most)
+            self._progress.begin(self._progress.step + 1, len(self._sources))
+            self._commit()
+        self._finish(tokenizer, dtype)
 
     def _begin_or_continue(self) -> None:
         saved, digests = self._work / "state.json", self._work / "held_out.u64"
         if saved.exists():
-            progress = Progress(**read_json(saved))
-            if progress.request == self._progress.request:
+            progress, fresh = Progress(**read_json(saved)), self._progress
+            if (progress.request, progress.stamps) == (fresh.request, fresh.stamps):
                 self._progress = progress
                 # Digests of documents behind the saved position do no harm: those are read again.
                 self._router.held_out = set(map(int, np.fromfile(digests, dtype="<u8")))
                 self._watch(Notice(f"continuing what was begun in {self._work}"))
                 return
+            self._watch(Notice("what was begun was for other text or settings: beginning again"))
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(parents=True)
         self._progress.begin(0, len(self._sources))
@@ -133,16 +144,24 @@ class Job:
     def _sample(self) -> Iterator[str]:
         """Training text for a tokenizer, from each source up to its share."""
         targets = frozenset({"train"})
+        rejected: Counter[str] = Counter()
+        rows = 0
         shares = self._plan.shares or [1 / len(self._sources)] * len(self._sources)
         for source, share in zip(self._sources, shares, strict=True):
             left = share * self._settings.bpe_sample
             for item in items(self._router.rows(source, targets), LONGEST_DOCUMENT, PIECE):
                 self._check_stop()
-                if not self._router.route(source, targets, item).rejected:
+                reason = self._router.route(source, targets, item).rejected
+                rows += reason != ELSEWHERE
+                if not reason:
                     yield item.text
                     left -= len(item.data)
                     if left <= 0:
                         break
+                elif reason != ELSEWHERE:
+                    rejected[reason] += 1
+        # Before the trainer complains of too little text: it does not know why.
+        require_usable(rejected, rows, self._settings.max_rejected)
 
     def _read(self, targets: frozenset[str], tokenizer: Tokenizer) -> None:
         progress = self._progress
@@ -241,28 +260,18 @@ class Job:
             message = f"on request; what is done is kept in {self._work}"
             raise Stopped(signal_number, message, "give the same command again to go on")
 
-    def _check_rejected(self) -> None:
-        rejected, rows = sum(self._progress.rejected.values()), self._progress.rows
-        if rejected > self._settings.max_rejected * rows:
-            reasons = ", ".join(f"{n} {why}" for why, n in sorted(self._progress.rejected.items()))
-            shutil.rmtree(self._work)
-            hint = f"mend the source, or allow it with --set max_rejected={rejected / rows:.3f}"
-            raise InputError(f"{rejected} of {rows} rows are not usable text ({reasons})", hint)
-
     def _finish(self, tokenizer: Tokenizer, dtype: str) -> None:
         splits = {split: writer.close() for split, writer in self._writers.items()}
-        for split in ("train", "val"):
-            if splits[split]["tokens"] < 2:
-                shutil.rmtree(self._work)
-                hint = "give --val FILE, or raise --held-out-share"
-                raise InputError(f"there is no text for the {split} split", hint)
+        tokens = {split: described["tokens"] for split, described in splits.items()}
+        progress = self._progress
+        require_text(tokens, progress.rows, progress.duplicates, self._settings)
         sources, seconds = [source.describe() for source in self._sources], self._seconds()
-        progress, tokens = self._progress, sum(split["tokens"] for split in splits.values())
         manifest = {
             "schema": SCHEMA,
             "eff": __version__,
             "request": progress.request,
             "sources": sources,
+            "stamps": progress.stamps,
             "tokenizer": tokenizers.describe(tokenizer),
             "dtype": dtype,
             "shard_tokens": self._settings.shard_tokens,
@@ -273,13 +282,13 @@ class Job:
             "mix": progress.mix,
             "entropy_bits_per_byte": sources[0].get("entropy_bits_per_byte"),
             "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
+            "tokens_per_second": sum(tokens.values()) / seconds,
         }
         if len(sources) > 1:
             manifest["entropy_bits_per_byte"] = None
         for name in ("state.json", "held_out.u64"):
             (self._work / name).unlink(missing_ok=True)
-        write_json(self._work / FILE, manifest)
+        write_json(self._work / FILE, {**manifest, "sha256": manifest_hash(manifest)})
 
     def _split_rule(self) -> dict[str, str]:
         missing = {s.name: ", ".join(sorted(set(SPLITS) - s.splits)) for s in self._sources}

@@ -3,21 +3,22 @@
 import bz2
 import glob
 import gzip
-import hashlib
 import io
 import json
 import lzma
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from effcli.engine.data.source import Row
-from effcli.errors import InputError
+from effcli.engine.data.write import describe_file
+from effcli.errors import InputError, ResourceError
 
 SEPARATOR = "<|endoftext|>"
 BLOCK = 2**20  # bytes read at a time
 LONGEST_LINE = 2**26  # bytes of one line of JSON; a longer one is rejected, not held in memory
-UNDIVIDED = 2**16  # bytes; longer plain text is cut, so that it can be split and mixed
+UNDIVIDED = 2**14  # bytes; longer plain text is cut, so that it can be split and mixed
 PLAIN_PIECE = 2**13  # bytes of each part of it
 PLAIN = (".txt", ".md")
 SUFFIXES = (*PLAIN, ".jsonl", ".ndjson", ".parquet", ".arrow")
@@ -29,10 +30,10 @@ _OPENERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _zstd(raw: IO[bytes]) -> IO[bytes]:
-    from zstandard import ZstdDecompressor
+def _zstd(raw: IO[bytes]) -> Any:
+    import pyarrow as arrow  # unlike others, it notices a file that is cut short
 
-    return ZstdDecompressor(max_window_size=2**27).stream_reader(raw, read_across_frames=True)
+    return arrow.CompressedInputStream(arrow.PythonFile(raw, mode="r"), "zstd")
 
 
 class Local:
@@ -63,6 +64,14 @@ class Local:
         )
         self._read = 0
         self._total = 1
+        self._has_column = False
+
+    def stamp(self) -> dict[str, list[Any]]:
+        """Name, size and time of every file."""
+        return {
+            split: [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+            for split, files in sorted(self._files.items())
+        }
 
     def rows(self, split: str) -> Iterator[Row]:
         """Every document of every file, in the order of their names."""
@@ -83,11 +92,13 @@ class Local:
                 counted = _Counted(raw, self)
                 opener = _OPENERS.get(file.suffix.lower())
                 stream = opener(counted) if opener else counted
-                yield from self._plain(stream) if kind in PLAIN else self._json(stream)
+                yield from self._plain(stream) if kind in PLAIN else self._json(stream, file)
+        except PermissionError as error:
+            raise ResourceError(f"{file} may not be read", "change its permissions") from error
         except (OSError, EOFError, lzma.LZMAError) as error:
             raise InputError(f"{file} cannot be read: {error}") from error
         except Exception as error:
-            if type(error).__name__ in ("ZstdError", "BadGzipFile", "ArrowInvalid"):
+            if type(error).__name__ == "ArrowInvalid":
                 raise InputError(f"{file} is damaged: {error}") from error
             raise
 
@@ -100,32 +111,36 @@ class Local:
                 yield from _parts(document)
             if len(kept) > BLOCK:
                 *parts, kept = _cut_bytes(kept)
-                yield from map(Row, parts)
+                yield from (Row(part) for part in parts if part.strip())
         yield from _parts(kept, is_last=True)
 
-    def _json(self, stream: Any) -> Iterator[Row]:
+    def _json(self, stream: Any, file: Path) -> Iterator[Row]:
         lines = io.BufferedReader(stream, BLOCK)
+        self._has_column = False
         while line := lines.readline(LONGEST_LINE):
             if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
                 while (rest := lines.readline(BLOCK)) and not rest.endswith(b"\n"):
                     pass
                 yield Row(None)
             elif not line.isspace():
-                yield Row(self._field(line))
+                yield Row(self._field(line, file))
 
-    def _field(self, line: bytes) -> object:
+    def _field(self, line: bytes, file: Path) -> object:
         try:
             row = json.loads(line)
         except UnicodeDecodeError:
             return line  # bytes that are not UTF-8: counted as such
         except (ValueError, RecursionError):
             return None
-        if isinstance(row, dict) and self._column not in row:
+        if not isinstance(row, dict):
+            return None
+        if self._column not in row and not self._has_column:  # a single row may lack it
             raise InputError(
-                f"there is no field {self._column!r} in a row of {self.name}",
+                f"{file} begins without the field {self._column!r}",
                 f"--text-column is one of: {', '.join(map(str, list(row)[:12]))}",
             )
-        return row.get(self._column) if isinstance(row, dict) else None
+        self._has_column = True
+        return row.get(self._column)
 
     def _table(self, file: Path, kind: str) -> Iterator[Row]:
         import pyarrow as arrow
@@ -158,9 +173,7 @@ class Local:
             "column": self._column,
             "separator": self._separator.decode(),
             "files": {
-                split: [
-                    {"path": str(f), "bytes": f.stat().st_size, "sha256": sha256(f)} for f in files
-                ]
+                split: [{"path": str(file.resolve()), **describe_file(file)} for file in files]
                 for split, files in sorted(self._files.items())
             },
         }
@@ -198,7 +211,7 @@ def _parts(document: bytes, is_last: bool = False) -> Iterator[Row]:
         if document.strip() or not is_last:  # the end of a file is no document
             yield Row(document.strip(b"\r\n"))
         return
-    yield from map(Row, _cut_bytes(document))
+    yield from (Row(part) for part in _cut_bytes(document) if part.strip())
 
 
 def _cut_bytes(text: bytes) -> Iterator[bytes]:
@@ -221,9 +234,11 @@ def _cut_bytes(text: bytes) -> Iterator[bytes]:
 
 def find(place: str) -> list[Path]:
     """The files that a path, folder or glob stands for, sorted."""
+    if not place.strip():
+        raise InputError("a source without a name", "give a corpus, file or folder")
     path = Path(place).expanduser()
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.is_file() and _kind(p) in SUFFIXES]
+        found = [p for p in _below(path) if p.is_file() and _kind(p) in SUFFIXES]
         if not found:
             raise InputError(f"{place} holds no text files", f"known endings: {' '.join(SUFFIXES)}")
     elif path.is_file():
@@ -240,7 +255,17 @@ def find(place: str) -> list[Path]:
     return sorted(found)
 
 
+def _below(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise ResourceError(f"{error.filename} may not be read", "change its permissions")
+
+    for where, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(where) / name for name in names)
+
+
 def _known(place: str) -> str:
+    if "." in place or "/" in place:
+        return "paths are relative to the folder that eff is started in"
     from effcli.registry import suggestion
     from effcli.settings.corpora import CORPORA, MIXES
 
@@ -259,9 +284,3 @@ def title(place: str) -> str:
     name = Path(place).expanduser().name
     stem = name.split(".")[0] if "*" not in name else Path(place).parent.name
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in stem)[:60].strip("-") or "text"
-
-
-def sha256(file: Path) -> str:
-    """Hash of a file's content."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,7 +9,7 @@ from typing import Any
 from effcli.engine.data import tokenizers
 from effcli.engine.data.corpus import FILE, Corpus, remember, root
 from effcli.engine.data.job import Job
-from effcli.engine.data.sources import Plan, open_sources, plan
+from effcli.engine.data.sources import Plan, open_source, open_sources, plan
 from effcli.engine.records import Stop, Watch, never, unwatched
 from effcli.engine.runs.files import sync_folder
 from effcli.engine.runs.lock import locked
@@ -31,9 +31,9 @@ def prepare(
     chosen = plan(settings)
     tokenizers.parse(chosen.tokenizer)
     folder = settings.out or root() / chosen.corpus
+    folder = folder if folder.name else folder.resolve()  # so that `.` has a name, too
     if settings.verify:
-        corpus = Corpus.open(folder, check=False)
-        corpus.verify()
+        corpus, _ = Corpus.verified(folder)
         return corpus.summary("verified")
     request = _request(settings, chosen)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def prepare(
             _replace(folder, Job(settings, chosen, request, sources, watch, stop).run(folder))
             status = "prepared"
         else:
-            _check_same(folder, request)
+            _check_same(folder, request, settings)
     remember(folder)
     return Corpus.open(folder).summary(status)
 
@@ -57,19 +57,20 @@ def _request(settings: PrepareSettings, chosen: Plan) -> dict[str, Any]:
     return {**asked, "sources": list(chosen.names), "tokenizer": chosen.tokenizer}
 
 
-def _check_same(folder: Path, request: dict[str, Any]) -> None:
+def _check_same(folder: Path, request: dict[str, Any], settings: PrepareSettings) -> None:
     manifest = Corpus.open(folder).manifest
     if manifest["request"] != request:
         changed = [name for name in request if request[name] != manifest["request"].get(name)]
         message = f"{folder} was prepared with other settings ({', '.join(changed)})"
         raise InputError(message, "choose another --out, or replace it with --force")
-    for source in manifest["sources"]:
-        for files in source["files"].values() if source["kind"] == "local" else ():
-            for file in files:
-                path = Path(file["path"])
-                if path.exists() and path.stat().st_size != file["bytes"]:
-                    message = f"{path} has changed since {folder} was prepared"
-                    raise InputError(message, "replace the corpus with --force")
+    known = zip(request["sources"], manifest["sources"], manifest["stamps"], strict=True)
+    for name, described, stamp in known:
+        if described["kind"] != "local":
+            continue  # cannot change, or is asked for by name: whoever wants news has --force
+        source = open_source(name, settings)
+        if source.stamp() != stamp and source.describe() != described:
+            message = f"{name} is not the text any more that {folder} was prepared from"
+            raise InputError(message, "choose another --out, or replace the corpus with --force")
 
 
 def _replace(folder: Path, work: Path) -> None:

@@ -38,6 +38,10 @@ class Source(Protocol):
         """How much of the current split has been read, 0..1, if that can be known."""
         ...
 
+    def stamp(self) -> Any:
+        """What is cheap to look up and differs if the text may differ; plain JSON."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """Where the text comes from, well enough to get the same text again."""
         ...

@@ -93,21 +93,27 @@ def _short_name(name: str) -> str:
     return name.replace(":", "-")
 
 
+def open_source(name: str, settings: PrepareSettings) -> Source:
+    """Open one source; a source on the hub is looked up there."""
+    kind, _ = _kind(name)
+    make: Any = SOURCES.load(kind)
+    opened: Source
+    if kind == "hub":
+        opened = make(name, settings.text_column)
+    elif kind == "local":
+        held_out = {s: p for s, p in (("val", settings.val), ("test", settings.test)) if p}
+        opened = make(name, settings.text_column, settings.separator, held_out)
+    else:
+        opened = make(name.partition(":")[2])
+    return opened
+
+
 def open_sources(chosen: Plan, settings: PrepareSettings, given: Collection[str]) -> list[Source]:
     """Open every source. A setting in `given` that none of them heeds is an error."""
-    held_out = {s: p for s, p in (("val", settings.val), ("test", settings.test)) if p}
-    if held_out and (len(chosen.names) > 1 or _kind(chosen.names[0])[0] != "local"):
+    has_own = settings.val is not None or settings.test is not None
+    if has_own and (len(chosen.names) > 1 or _kind(chosen.names[0])[0] != "local"):
         raise InputError("--val and --test go with one local source")
-    sources: list[Source] = []
-    for name in chosen.names:
-        kind, _ = _kind(name)
-        part: Any = SOURCES.load(kind)
-        if kind == "hub":
-            sources.append(part(name, settings.text_column))
-        elif kind == "local":
-            sources.append(part(name, settings.text_column, settings.separator, held_out))
-        else:
-            sources.append(part(name.partition(":")[2]))
+    sources = [open_source(name, settings) for name in chosen.names]
     for field in ("text_column", "separator"):
         if field in given and not any(field in getattr(s, "used", ()) for s in sources):
             raise InputError(f"{field}: has no effect on {', '.join(chosen.names)}")

@@ -60,6 +60,10 @@ class StandardLibrary:
         """How many of the split's files have been read."""
         return self._share
 
+    def stamp(self) -> str:
+        """Python's version."""
+        return platform.python_version()
+
     def describe(self) -> dict[str, Any]:
         """Python's version, and a hash of every file."""
         files = {f: hashlib.sha256((self._root / f).read_bytes()).hexdigest() for f in self._files}

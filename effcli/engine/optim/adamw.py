@@ -13,7 +13,8 @@ def route(model: LanguageModel, settings: AdamWSettings) -> list[Group]:
     plain: list[tuple[str, Parameter]] = []
     for name, parameter in model.named_parameters():
         (decaying if parameter.ndim >= 2 else plain).append((name, parameter))
-    return [
+    groups = [
         Group("adamw", settings.lr, settings.weight_decay, decaying),
         Group("adamw", settings.lr, 0.0, plain),
     ]
+    return [group for group in groups if group.tensors]

@@ -35,27 +35,32 @@ Points = list[tuple[float, float]]
 def compare(folders: list[Path]) -> dict[str, Any]:
     """A row for each run; the first run and its siblings at other budgets are the reference."""
     reports = [report_of(folder) for folder in folders]
-    corpora = [RunDir(folder).env()["corpus"]["hash"] for folder in folders]
+    texts = [
+        _held_out_text(folder, report) for folder, report in zip(folders, reports, strict=True)
+    ]
     methods = [_method(folder) for folder in folders]
     siblings = [
         report
-        for report, method, corpus in zip(reports, methods, corpora, strict=True)
-        if method == methods[0] and corpus == corpora[0] and _is_comparable(report)
+        for report, method, text in zip(reports, methods, texts, strict=True)
+        if method == methods[0] and text == texts[0] and _is_comparable(report)
     ]
     notes = []
-    if len(set(corpora)) > 1:
-        notes.append("Runs on other corpora than the reference's have no multiplier.")
+    if len(set(texts)) > 1:
+        notes.append("Runs with other held-out windows than the reference's have no multiplier.")
+    if any(report.tuning for report in reports):
+        notes.append("What a run's tuning took is included in its tokens, FLOPs and seconds.")
     if len({report.tokens for report in siblings}) < 2:
         notes.append(
             "The reference was run at one budget only, so there are bounds and no multipliers: "
             "give runs of it at other budgets, too."
         )
     rows = []
-    for report, corpus in zip(reports, corpora, strict=True):
-        gains = {}
-        if corpus == corpora[0] and siblings and _is_comparable(report):
+    for report, text in zip(reports, texts, strict=True):
+        gains: dict[str, float | str] = {}
+        is_reference = report in siblings
+        if text == texts[0] and siblings and _is_comparable(report) and not is_reference:
             gains = {unit: _gain(unit, report, siblings) for unit in UNITS}
-        rows.append(_row(report, gains))
+        rows.append(_row(report, gains, is_reference))
     return {
         "schema": 1,
         "command": "report",
@@ -68,16 +73,25 @@ def compare(folders: list[Path]) -> dict[str, Any]:
 def _method(folder: Path) -> str:
     settings = read_toml(folder / CONFIG)
     kept = {name: value for name, value in settings.items() if name not in _NOT_THE_METHOD}
-    return json.dumps(kept, sort_keys=True)
+    tuning = RunDir(folder).env().get("tuning") or {}
+    return json.dumps([kept, tuning.get("chosen")], sort_keys=True)
+
+
+def _held_out_text(folder: Path, report: Report) -> tuple[Any, ...]:
+    """What a run was judged on: losses on other windows say nothing about each other."""
+    windows = None if report.held_out is None else report.held_out.windows
+    corpus = RunDir(folder).env()["corpus"]["hash"]
+    return corpus, read_toml(folder / CONFIG)["model"]["context"], windows
 
 
 def _is_comparable(report: Report) -> bool:
-    return report.status == "complete" and report.held_out is not None
+    return report.status == "complete" and report.held_out is not None and report.steps > 0
 
 
 def _cost(report: Report, unit: str) -> float:
     costs = {"tokens": report.tokens, "flops": report.cost_flops, "seconds": report.cost_seconds}
-    return max(costs[unit], 1e-9)
+    before = 0.0 if report.tuning is None else getattr(report.tuning, unit)
+    return float(costs[unit] + before)
 
 
 def _loss(report: Report) -> float:
@@ -90,8 +104,6 @@ def _gain(unit: str, report: Report, siblings: list[Report]) -> float | str:
     points = sorted((_loss(sibling), _cost(sibling, unit)) for sibling in siblings)
     loss, cost = _loss(report), _cost(report, unit)
     (best, at_best), (worst, at_worst) = points[0], points[-1]
-    if report.run in {sibling.run for sibling in siblings}:
-        return 1.0
     if loss < best:
         return f">{at_best / cost:.2f}"
     if loss > worst:
@@ -103,7 +115,7 @@ def _gain(unit: str, report: Report, siblings: list[Report]) -> float | str:
     return float(math.exp(start + slope * loss) / cost)
 
 
-def _row(report: Report, gains: dict[str, float | str]) -> dict[str, Any]:
+def _row(report: Report, gains: dict[str, float | str], is_reference: bool) -> dict[str, Any]:
     held_out = report.held_out
     return {
         "run": report.run,
@@ -111,6 +123,7 @@ def _row(report: Report, gains: dict[str, float | str]) -> dict[str, Any]:
         "loss": None if held_out is None else held_out.loss,
         "bits_per_byte": None if held_out is None else held_out.bits_per_byte,
         **{unit: _cost(report, unit) for unit in UNITS},
+        "is_reference": is_reference,
         "multipliers": gains,
     }
 

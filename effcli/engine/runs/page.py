@@ -43,6 +43,7 @@ def write_page(folder: Path, report: Report) -> Path:
     content = render(
         "run.html",
         report=report.as_json(),
+        cost_flops=report.cost_flops,
         env=RunDir(folder).env(),
         config=(folder / CONFIG).read_text("utf8"),
         samples=[row for row in rows if row["kind"] == "sample"],

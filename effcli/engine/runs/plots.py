@@ -1,6 +1,7 @@
 """Plots as SVG text, for pages that need no network."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ _MOST_POINTS = 800
 def _svg(figure: Figure) -> str:
     stream = io.StringIO()
     metadata: Any = {"Date": None, "Creator": None}
-    figure.savefig(stream, format="svg", bbox_inches="tight", metadata=metadata)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name may have letters that the font lacks
+        figure.savefig(stream, format="svg", bbox_inches="tight", metadata=metadata)
     text = stream.getvalue()
     return text[text.index("<svg") :]
 

@@ -20,7 +20,7 @@ class _Piece(BaseModel):
 
 
 class HeldOutResult(_Piece):
-    """The held-out text, at the last evaluation."""
+    """The held-out text, looked at after the last step."""
 
     loss: float
     perplexity: float
@@ -48,6 +48,7 @@ class Tuning(_Piece):
     """What was spent on finding the settings, which no other figure includes."""
 
     trials: int
+    tokens: int
     flops: float
     seconds: float
     chosen: dict[str, float]
@@ -126,7 +127,7 @@ def _report(
     train_seconds, peak = seconds["train"], env["peak_flops_per_second"]
     evaluation, entropy = last.get("evaluation"), env["corpus"]["entropy_bits_per_byte"]
     held_out = None
-    if evaluation is not None:
+    if evaluation is not None and evaluation["step"] == ledger["steps"]:
         held_out = HeldOutResult(
             loss=evaluation["loss"],
             perplexity=math.exp(min(evaluation["loss"], 700.0)),

@@ -14,12 +14,14 @@ from typing import IO, Any
 import tomli_w
 
 from effcli import __version__
+from effcli.engine.data.write import describe_file
 from effcli.engine.records import Record
 from effcli.engine.runs.files import read_json, write_json, write_text
 from effcli.errors import InputError
 
 CONFIG, ENV, RECORDS, REPORT = "config.toml", "env.json", "records.jsonl", "report.json"
 TOKENIZER, CHECKPOINTS, PAGE, LOCK = "tokenizer.json", "checkpoints", "report.html", ".lock"
+SEAL = "files.json"
 
 
 def root() -> Path:
@@ -123,6 +125,23 @@ class RunDir:
         path = self.folder / RECORDS
         if path.exists():
             os.truncate(path, min(position, path.stat().st_size))
+
+    def seal(self) -> None:
+        """Write down what the files of a run that has ended hold; reports are made from them."""
+        named = (CONFIG, ENV, RECORDS, TOKENIZER)
+        described = {name: describe_file(self.folder / name) for name in named}
+        write_json(self.folder / SEAL, described)
+
+    def unseal(self) -> None:
+        """The run goes on."""
+        (self.folder / SEAL).unlink(missing_ok=True)
+
+    def sealed(self) -> dict[str, dict[str, Any]]:
+        """What `seal` wrote; empty while a run goes on."""
+        seal: dict[str, dict[str, Any]] = {}
+        if (self.folder / SEAL).exists():
+            seal = read_json(self.folder / SEAL)
+        return seal
 
     def close(self) -> None:
         """Let go of the records file."""
