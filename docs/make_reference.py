@@ -58,7 +58,7 @@ def page() -> str:
         "or in a TOML file (`--config`); those with a flag have it below their name.",
         "",
         "Budgets: of `steps`, `tokens`, `flops` and `minutes`, the first that is reached ends the",
-        "run; giving one replaces those of the preset. `preset` and `recipe` are chosen in one place:",
+        "run; giving one replaces those of the preset. `preset` and `recipe` are chosen once:",
         "a settings file that names one cannot be put on top of another.",
         "",
     ]

@@ -210,7 +210,7 @@ def test_a_dry_run_foretells_the_run(eff: Eff, corpus_folder: Path) -> None:
 
 
 def test_a_dry_run_refuses_what_the_run_would(eff: Eff, corpus_folder: Path) -> None:
-    for assignment, expected in (("model.context=100000", 2), ("model.width=1048576", 3)):
+    for assignment, expected in (("model.context=100000", 2), ("model.width=65536", 3)):
         flags = ["--data", corpus_folder, "--set", assignment]
         dry, real = eff("baseline", *flags, "--dry-run")[0], eff("baseline", *flags)[0]
         assert (dry, real) == (expected, expected)
