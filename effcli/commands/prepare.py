@@ -28,8 +28,9 @@ def prepare(given: Given, screen: Screen) -> None:
     if summary["status"] == "unchanged":
         screen.note(f"{summary['corpus']} is up to date, nothing to do")
     if summary["duplicates_removed"] or summary["rejected"]:
+        reasons = ", ".join(f"{n} {why}" for why, n in summary["rejected_by_reason"].items())
         screen.note(
             f"{summary['duplicates_removed']} duplicates of held-out text removed from training, "
-            f"{summary['rejected']} rows rejected"
+            f"{summary['rejected']} rows rejected{reasons and f' ({reasons})'}"
         )
     screen.result(summary, corpus_table(summary))

@@ -102,7 +102,7 @@ def train(parts: Parts, *, until: float = 1.0, stop: Stop = never) -> Iterator[S
             norm, lr = optimizer.clip().item(), optimizer.groups[0].lr * factor
             if not (math.isfinite(mean) and math.isfinite(norm)):
                 optimizer.zero_grad()
-                yield Diverged(meter.steps + 1, str(mean), str(norm), lr)
+                yield Diverged(meter.steps + 1, f"{mean:.4g}", f"{norm:.4g}", lr)
                 return
             optimizer.step(factor)
             optimizer.zero_grad()

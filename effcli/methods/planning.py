@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from effcli.engine.data.batches import Shuffled
-from effcli.engine.data.corpus import Corpus, locate, root
+from effcli.engine.data.corpus import Corpus, locate
 from effcli.engine.data.sources import plan
 from effcli.engine.device import Device
 from effcli.engine.loop import Parts
@@ -21,6 +21,7 @@ from effcli.engine.plan import ASSUMED_MFU, forecast, micro_batch
 from effcli.engine.runs.trained import build_model, require_memory
 from effcli.methods.tune import HORIZON
 from effcli.registry import resolve_place
+from effcli.settings.corpora import root
 from effcli.settings.layers import Resolved
 
 

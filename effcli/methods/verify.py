@@ -3,18 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-from effcli.engine.data.corpus import FILE, Corpus
+from effcli.engine.data.corpus import Corpus
 from effcli.engine.data.write import describe_file
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.files import read_json
 from effcli.engine.runs.report import report_of
 from effcli.engine.runs.rundir import CHECKPOINTS, CONFIG, REPORT, RunDir
 from effcli.errors import CheckError, InputError
+from effcli.settings.corpora import CORPUS_FILE
 
 
 def verify(path: Path) -> dict[str, Any]:
     """Check a corpus, or the checkpoints of a run and, if it has ended, its other files."""
-    if (path / FILE).exists():
+    if (path / CORPUS_FILE).exists():
         return _result(path, "corpus", Corpus.verified(path)[1])
     if not (path / CONFIG).exists():
         raise InputError(f"{path} is neither a run nor a corpus")

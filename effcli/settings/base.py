@@ -1,6 +1,7 @@
 """What every settings class shares: frozen, strict about names, documented by its docstrings."""
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -36,7 +37,8 @@ class Flag:
     panel: str = "Options"
     metavar: str | None = None
     short: str | None = None
-    choices: tuple[str, ...] | Registry = ()
+    choices: tuple[str, ...] | Registry | Callable[[], Iterable[str]] = ()
+    """What completes the value: names, or how they are found when they are needed."""
     has_negation: bool = False
     positional: bool = False
     default: str | None = None

@@ -1,6 +1,11 @@
-"""The named corpora and mixes, in one table."""
+"""The named corpora and mixes, in one table; and where prepared ones are."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
+
+CORPUS_FILE = "corpus.json"
+"""What a folder has that is a prepared corpus."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +67,13 @@ MIXES: dict[str, NamedMix] = {
     "multi": NamedMix({"wikitext-2": 0.4, "tinystories": 0.3, "openwebtext": 0.3}),
     "large": NamedMix({"pile": 0.5, "openwebtext": 0.3, "wikitext-2": 0.2}),
 }
+
+
+def root() -> Path:
+    """Where corpora live: `data/`, or what EFF_DATA says."""
+    return Path(os.environ.get("EFF_DATA") or "data")
+
+
+def prepared() -> list[str]:
+    """The names of the corpora that were prepared there."""
+    return sorted(path.parent.name for path in root().glob(f"*/{CORPUS_FILE}"))

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Optional, get_args
 import typer
 from pydantic.fields import FieldInfo
 
-from effcli.registry import Registry
 from effcli.settings.base import Flag, Settings
 
 
@@ -46,7 +45,12 @@ def _parameter(name: str, field: FieldInfo, flag: Flag) -> inspect.Parameter:
     elif "tuple" in str(field.annotation):
         kind = Optional[list[str]]
     if flag.positional:
-        info: Any = typer.Argument(metavar=flag.metavar, help=help_text, show_default=False)
+        info: Any = typer.Argument(
+            metavar=flag.metavar,
+            help=help_text,
+            show_default=False,
+            autocompletion=_completion(flag),
+        )
     else:
         info = typer.Option(
             *_names(identifier, flag, field),
@@ -74,10 +78,10 @@ def _names(identifier: str, flag: Flag, field: FieldInfo) -> list[str]:
 def _metavar(flag: Flag, field: FieldInfo) -> str | None:
     if field.annotation is bool:
         return ""
-    if flag.choices and not flag.metavar:
-        return "|".join(flag.choices)
     if flag.metavar:
         return flag.metavar
+    if flag.choices and not callable(flag.choices):
+        return "|".join(flag.choices)
     plain = [a for a in (get_args(field.annotation) or (field.annotation,)) if a is not type(None)]
     names: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}
     return names.get(plain[0], "TEXT")
@@ -94,7 +98,7 @@ def _completion(flag: Flag) -> Callable[[str], list[str]] | None:
         return None
 
     def complete(incomplete: str) -> list[str]:
-        names = list(choices) if isinstance(choices, Registry) else choices
+        names = choices() if callable(choices) else choices
         return [name for name in names if name.startswith(incomplete)]
 
     return complete

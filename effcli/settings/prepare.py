@@ -5,9 +5,11 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from effcli.catalog import TOKENIZERS
 from effcli.settings.base import Count, Flag, Settings
+from effcli.settings.corpora import CORPORA, MIXES
 
+_TOKENIZERS = ("bytes", "bpe:4096", "gpt2", "cl100k", "o200k")
+_SOURCES = ("python", "python:docs", "grammar:1", "grammar-noisy:1", *CORPORA, *MIXES)
 Share = Annotated[float, Field(ge=0, lt=0.5)]
 Written = Annotated[
     str,
@@ -22,7 +24,9 @@ class PrepareSettings(Settings):
     #: Fields that say where things are or what to do, not what the corpus holds.
     PLACES: ClassVar[tuple[str, ...]] = ("out", "force", "verify")
 
-    sources: Annotated[tuple[str, ...], Flag(positional=True, metavar="SOURCE")] = ()
+    sources: Annotated[
+        tuple[str, ...], Flag(positional=True, metavar="SOURCE", choices=_SOURCES)
+    ] = ()
     """Named corpora, files, folders or globs; without one, `python`, which is on every machine."""
     mix: Annotated[str | None, Flag(panel="Source", metavar="NAME:SHARE,...")] = None
     """Several sources by their shares of the tokens, as in wikitext-2:0.6,tinystories:0.4."""
@@ -38,7 +42,7 @@ class PrepareSettings(Settings):
     """Share of the documents for each split that the source lacks; by default 0.05 or less."""
     tokenizer: Annotated[
         str | None,
-        Flag(panel="Tokens", metavar="bytes|bpe:N|gpt2|cl100k|o200k", choices=TOKENIZERS),
+        Flag(panel="Tokens", metavar="bytes|bpe:N|gpt2|cl100k|o200k", choices=_TOKENIZERS),
     ] = None
     """How text becomes tokens; by default what suits the source, mostly bpe:4096 or gpt2."""
     max_tokens: Annotated[Count | None, Flag(panel="Tokens", metavar="N")] = None

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from effcli.catalog import MODELS, OPTIMIZERS, SCHEDULES
 from effcli.settings.base import Amount, Count, Flag, Settings, part
+from effcli.settings.corpora import prepared
 from effcli.settings.model import GPTSettings
 from effcli.settings.optim import MuonSettings
 from effcli.settings.presets import PRESETS, RECIPES
@@ -87,7 +88,9 @@ class TrainSettings(Settings):
         Flag(panel="What to train", choices=RECIPES, default="the preset's"),
     ] = "modern"
     """How the model is built and trained."""
-    data: Annotated[str | None, Flag(panel="What to train", metavar="CORPUS")] = None
+    data: Annotated[str | None, Flag(panel="What to train", metavar="CORPUS", choices=prepared)] = (
+        None
+    )
     """Prepared corpus, by name or folder; by default the one prepared last."""
 
     steps: Annotated[Count | None, Flag(panel="Budget", metavar="N")] = None

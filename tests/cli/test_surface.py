@@ -287,9 +287,14 @@ def test_a_closed_pipe_is_no_error() -> None:
         ("eff bas", "baseline"),
         ("eff baseline --pre", "--preset"),
         ("eff baseline --preset ti", "tiny"),
+        ("eff baseline --data my-", "my-corpus"),
+        ("eff prepare wikit", "wikitext-103"),
+        ("eff prepare --tokenizer b", "bpe:4096"),
     ],
 )
-def test_the_shell_completes(words: str, expected: str) -> None:
+def test_the_shell_completes(words: str, expected: str, place: Path) -> None:
+    (place / "data" / "my-corpus").mkdir(parents=True)
+    (place / "data" / "my-corpus" / "corpus.json").touch()
     program = Path(sys.executable).parent / "eff"
     done = subprocess.run(
         [str(program)],

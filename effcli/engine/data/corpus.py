@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +15,10 @@ from effcli.engine.data.write import describe_file
 from effcli.engine.runs.files import read_json, write_text
 from effcli.errors import CheckError, InputError
 from effcli.registry import suggestion
+from effcli.settings.corpora import CORPUS_FILE, prepared, root
 
-FILE = "corpus.json"
 SCHEMA = 1
 CHECKED_WHEN_OPENED = 2**28  # bytes; smaller corpora are hashed every time, it costs no second
-
-
-def root() -> Path:
-    """Where corpora live: `data/`, or what EFF_DATA says."""
-    return Path(os.environ.get("EFF_DATA") or "data")
 
 
 def remember(folder: Path) -> None:
@@ -43,9 +37,9 @@ def locate(data: str | None) -> Path:
             raise InputError(f"no corpus was prepared in {root()}/", hint) from None
     else:
         named = root() / data
-        folder = named if (named / FILE).is_file() else Path(data)
-    if not (folder / FILE).is_file():
-        known = sorted(path.parent.name for path in root().glob(f"*/{FILE}"))
+        folder = named if (named / CORPUS_FILE).is_file() else Path(data)
+    if not (folder / CORPUS_FILE).is_file():
+        known = prepared()
         hint = suggestion(str(data), known) if known else "run `eff prepare` first"
         raise InputError(f"there is no corpus {str(data or folder)!r}", hint)
     return folder
@@ -120,13 +114,13 @@ class Corpus:
     @classmethod
     def open(cls, folder: Path, *, check: bool = True) -> "Corpus":
         """Open a corpus; a file that is missing, cut short or (if small) changed is an error."""
-        manifest = read_json(folder / FILE)
+        manifest = read_json(folder / CORPUS_FILE)
         if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-            message = f"{folder / FILE} is not a corpus of this version"
+            message = f"{folder / CORPUS_FILE} is not a corpus of this version"
             raise InputError(message, "prepare it again with --force")
         if manifest.pop("sha256", None) != manifest_hash(manifest):
             hint = "prepare it again with --force"
-            raise InputError(f"{folder / FILE} is not what was written", hint)
+            raise InputError(f"{folder / CORPUS_FILE} is not what was written", hint)
         try:
             corpus = cls(folder, manifest)
             files = {k: v for s in manifest["splits"].values() for k, v in s["files"].items()}
@@ -172,7 +166,7 @@ class Corpus:
     @classmethod
     def verified(cls, folder: Path) -> tuple["Corpus", int]:
         """Hash every file again; returns how many there are, too."""
-        if not (folder / FILE).is_file():
+        if not (folder / CORPUS_FILE).is_file():
             raise InputError(f"there is no corpus in {folder}", "run `eff prepare` first")
         try:
             corpus = cls.open(folder, check=False)

@@ -120,7 +120,8 @@ class Grammar:
 
     def __init__(self, seed: str) -> None:
         if not seed.isdecimal() or int(seed) >= 2**31:
-            raise InputError(f"{self.kind}:{seed}: the seed must be a whole number below 2^31")
+            message = f"{self.kind}:{seed}: the seed must be a whole number below 2^31"
+            raise InputError(message, f"as in {self.kind}:1")
         self.seed = int(seed)
         self.name = f"{self.kind}-{self.seed}"
         self._at = 0

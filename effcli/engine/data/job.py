@@ -15,7 +15,7 @@ from effcli import __version__
 from effcli.catalog import TOKENIZERS
 from effcli.engine.data import tokenizers
 from effcli.engine.data.checks import require_text, require_usable
-from effcli.engine.data.corpus import FILE, SCHEMA, manifest_hash
+from effcli.engine.data.corpus import SCHEMA, manifest_hash
 from effcli.engine.data.source import LONGEST_DOCUMENT, PIECE, SPLITS, Item, Source, items
 from effcli.engine.data.sources import Plan
 from effcli.engine.data.stream import ELSEWHERE, Flowing, Mixer, Router, tokenized
@@ -24,6 +24,7 @@ from effcli.engine.data.write import SplitWriter
 from effcli.engine.records import Notice, Reading, Stop, Watch
 from effcli.engine.runs.files import read_json, write_bytes, write_json
 from effcli.errors import InputError, Stopped
+from effcli.settings.corpora import CORPUS_FILE
 from effcli.settings.prepare import PrepareSettings
 
 COMMIT_SECONDS = 5.0
@@ -255,8 +256,9 @@ class Job:
 
     def _check_stop(self) -> None:
         if (signal_number := self._stop()) is not None:
-            if self._writers:
-                self._commit()
+            if not self._writers:
+                raise Stopped(signal_number, "on request, before anything was written")
+            self._commit()
             message = f"on request; what is done is kept in {self._work}"
             raise Stopped(signal_number, message, "give the same command again to go on")
 
@@ -288,7 +290,7 @@ class Job:
             manifest["entropy_bits_per_byte"] = None
         for name in ("state.json", "held_out.u64"):
             (self._work / name).unlink(missing_ok=True)
-        write_json(self._work / FILE, {**manifest, "sha256": manifest_hash(manifest)})
+        write_json(self._work / CORPUS_FILE, {**manifest, "sha256": manifest_hash(manifest)})
 
     def _split_rule(self) -> dict[str, str]:
         missing = {s.name: ", ".join(sorted(set(SPLITS) - s.splits)) for s in self._sources}

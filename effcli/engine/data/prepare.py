@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from effcli.engine.data import tokenizers
-from effcli.engine.data.corpus import FILE, Corpus, remember, root
+from effcli.engine.data.corpus import Corpus, remember
 from effcli.engine.data.job import Job
 from effcli.engine.data.sources import Plan, open_source, open_sources, plan
 from effcli.engine.records import Stop, Watch, never, unwatched
 from effcli.engine.runs.files import sync_folder
 from effcli.engine.runs.lock import locked
 from effcli.errors import InputError
+from effcli.settings.corpora import CORPUS_FILE, root
 from effcli.settings.prepare import PrepareSettings
 
 
@@ -39,8 +40,8 @@ def prepare(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.with_name(f".{folder.name}.lock"), f"the preparation of {folder}"):
         status = "unchanged"
-        if settings.force or not (folder / FILE).exists():
-            if folder.exists() and not (folder / FILE).exists() and any(folder.iterdir()):
+        if settings.force or not (folder / CORPUS_FILE).exists():
+            if folder.exists() and not (folder / CORPUS_FILE).exists() and any(folder.iterdir()):
                 raise InputError(f"{folder} holds something else", "choose another --out")
             sources = open_sources(chosen, settings, given)
             _replace(folder, Job(settings, chosen, request, sources, watch, stop).run(folder))

@@ -14,6 +14,7 @@ from effcli.errors import InputError, ResourceError
 from effcli.registry import resolve_place
 from effcli.settings.base import PartSettings
 from effcli.settings.layers import read_toml
+from effcli.units import size
 
 
 def build_model(settings: PartSettings, vocab_size: int, seed: int) -> LanguageModel:
@@ -28,7 +29,7 @@ def require_memory(settings: PartSettings, vocab_size: int, device: Device) -> N
         needed = 16 * build_model(settings, vocab_size, 0).parameter_count()
     there = device.available_bytes()
     if there is not None and needed > there:
-        sizes = f"at least {needed / 1e9:.1f} GB, and {there / 1e9:.1f} GB are available"
+        sizes = f"at least {size(needed)}, and {size(there)} are available"
         hint = "use a smaller preset, model.width or model.layers"
         raise ResourceError(
             f"out of memory before it began: training this model takes {sizes}", hint
