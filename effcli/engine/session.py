@@ -5,25 +5,21 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from types import TracebackType
 from typing import Any
 
 import torch
 
 from effcli.engine import advice
+from effcli.engine.assemble import assemble
 from effcli.engine.closing import close_run
-from effcli.engine.data.batches import Shuffled
 from effcli.engine.data.corpus import Corpus, locate
 from effcli.engine.device import Device, is_out_of_memory
-from effcli.engine.loop import Parts, train
+from effcli.engine.loop import train
 from effcli.engine.measure.energy import open_counter
 from effcli.engine.measure.evaluate import HeldOut, held_out_loss
-from effcli.engine.measure.meter import Budget, Meter
 from effcli.engine.measure.peak import peak_flops
-from effcli.engine.objectives.next_token import NextToken
-from effcli.engine.optim.optimizer import Optimizer
-from effcli.engine.plan import forecast, micro_batch
+from effcli.engine.plan import forecast
 from effcli.engine.records import (
     Diverged,
     Evaluation,
@@ -42,7 +38,6 @@ from effcli.engine.runs.report import Report, report_of
 from effcli.engine.runs.rundir import ENV, LOCK, TOKENIZER, RunDir, new_folder, status
 from effcli.engine.runs.trained import build_model, require_memory
 from effcli.errors import EffError, InputError, Stopped
-from effcli.registry import resolve_place
 from effcli.settings.layers import storable
 from effcli.settings.train import TrainSettings
 
@@ -86,22 +81,9 @@ class Session:
         token_bytes = self.corpus.tokenizer.token_bytes
         amount = settings.evaluation.tokens
         self.held_out = HeldOut.of(self.corpus.val, token_bytes, model.context, amount)
-        sequences, seed = settings.batch.sequences, settings.seed
-        batches = Shuffled(self.corpus.train, model.context, sequences, seed)
-        budget = Budget(settings)
         self.run = self._claim_folder()
         device.adopt(model)
-        self.parts = Parts(
-            model=model,
-            batches=batches,
-            objective=NextToken(settings.device.loss_rows),
-            optimizer=Optimizer(model, settings.optim),
-            schedule=partial(resolve_place(settings.schedule.place), settings=settings.schedule),
-            meter=Meter(),
-            budget=budget,
-            device=device,
-            micro=micro_batch(settings, model.context),
-        )
+        self.parts = assemble(settings, model, self.corpus.train, device)
         self._log = Logbook(self.run, self.parts.meter, device, self._watch)
 
     def _claim_folder(self) -> RunDir:

@@ -2,25 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
 
-from effcli.engine.data.batches import Shuffled
+from effcli.engine.assemble import assemble
 from effcli.engine.data.corpus import Corpus, locate
 from effcli.engine.data.sources import plan
 from effcli.engine.device import Device
-from effcli.engine.loop import Parts
 from effcli.engine.measure.evaluate import HeldOut
-from effcli.engine.measure.meter import Budget, Meter
 from effcli.engine.measure.peak import peak_flops
-from effcli.engine.objectives.next_token import NextToken
-from effcli.engine.optim.optimizer import Optimizer
-from effcli.engine.plan import ASSUMED_MFU, forecast, micro_batch
+from effcli.engine.plan import ASSUMED_MFU, forecast
 from effcli.engine.runs.trained import build_model, require_memory
 from effcli.methods.tune import HORIZON
-from effcli.registry import resolve_place
 from effcli.settings.corpora import root
 from effcli.settings.layers import Resolved
 
@@ -36,18 +30,7 @@ def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
     HeldOut.of(corpus.val, token_bytes, settings.model.context, settings.evaluation.tokens)
     with torch.device("meta"):
         model = build_model(settings.model, corpus.tokenizer.vocab_size, settings.seed)
-        optimizer = Optimizer(model, settings.optim)
-    parts = Parts(
-        model,
-        Shuffled(corpus.train, model.context, settings.batch.sequences, settings.seed),
-        NextToken(),
-        optimizer,
-        partial(resolve_place(settings.schedule.place), settings=settings.schedule),
-        Meter(),
-        Budget(settings),
-        device,
-        micro_batch(settings, model.context),
-    )
+        parts = assemble(settings, model, corpus.train, device)
     peak = peak_flops(device, keep=False)
     ahead = forecast(settings, parts, corpus.train.tokens, peak)
     return {
@@ -56,8 +39,8 @@ def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
         "settings": dict(_rows(settings.model_dump(mode="json"), resolved.origins)),
         "corpus": f"{corpus.folder} ({corpus.train.tokens:,} training tokens)",
         "device": device.describe(),
-        "optimizer": optimizer.describe(),
-        "routing": optimizer.routing(),
+        "optimizer": parts.optimizer.describe(),
+        "routing": parts.optimizer.routing(),
         "forecast": asdict(ahead),
         "tuning_flops": getattr(settings, "tune", 0) * HORIZON * ahead.flops,
         "assumed_mfu": ASSUMED_MFU,
