@@ -3,6 +3,7 @@
 Several processes will enter here, too: the process group, and who writes.
 """
 
+import ctypes
 import os
 import platform
 import sys
@@ -29,6 +30,8 @@ class Device:
         self.torch = torch.device(self.kind)
         self.threads = settings.threads or _cores()
         torch.set_num_threads(self.threads)
+        if settings.allocator == "keep":
+            _keep_freed_memory()
         self.dtype = _precision(settings.precision, self.kind)
         self._recompute = settings.recompute
 
@@ -94,6 +97,17 @@ class Device:
         torch.set_rng_state(state["cpu"])
         if self.kind == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"])
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what is freed: else every large tensor is fresh zeroed pages, each step."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    for parameter in (trim_threshold, mmap_threshold):
+        mallopt(parameter, 2**31 - 1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -44,6 +44,8 @@ class DeviceSettings(Settings):
     """torch.compile; `auto` compiles when the run is long enough to earn it back."""
     threads: Count | None = None
     """CPU threads; by default one per core."""
+    allocator: Literal["keep", "system"] = "keep"
+    """`keep` holds on to freed CPU memory between steps, where the C library is glibc: faster."""
     recompute: bool = False
     """Activation checkpointing: keep less, and compute each block's forward twice."""
     loss_rows: Count | None = None
