@@ -165,7 +165,6 @@ def measure(preset: str, variants: dict[str, list[str]], rounds: int) -> dict[st
     rows = {}
     for name, worker in workers.items():
         ratios = [r / w for r, w in zip(workers["reference"].seconds, worker.seconds, strict=True)]
-        flops = step_flops(preset, variants.get(name))
         rows[name] = {
             "tokens_per_second": tokens / worker.median,
             "times_reference": statistics.median(ratios),
