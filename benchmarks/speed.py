@@ -75,7 +75,7 @@ def eff_steps(preset: str, assignments: list[str]) -> Iterator[None]:
         device.adopt(model)
         parts = assemble(settings, model, split, device)
         if settings.device.compile != "off":
-            parts.compile()
+            parts.compile(sequences)
         for _ in train(parts):
             yield
 

@@ -81,15 +81,17 @@ class Device:
             pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
         except (ValueError, OSError, AttributeError):
             return None
-        free = pages * size
-        with_cache = _meminfo_available()
-        return max(free, with_cache) if with_cache else free
+        free = max(pages * size, _meminfo_available() or 0)
+        allowed = _group_available()
+        return free if allowed is None else min(free, allowed)
 
     def rng_state(self) -> dict[str, Tensor]:
         """The state of every random generator of this device."""
         state = {"cpu": torch.get_rng_state()}
         if self.kind == "cuda":
             state["cuda"] = torch.cuda.get_rng_state()
+        elif self.kind == "mps":
+            state["mps"] = torch.mps.get_rng_state()
         return state
 
     def set_rng_state(self, state: dict[str, Tensor]) -> None:
@@ -97,6 +99,8 @@ class Device:
         torch.set_rng_state(state["cpu"])
         if self.kind == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"])
+        elif self.kind == "mps" and "mps" in state:
+            torch.mps.set_rng_state(state["mps"])
 
 
 def _keep_freed_memory() -> None:
@@ -152,6 +156,17 @@ def _cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
         return os.cpu_count() or 1
+
+
+def _group_available() -> int | None:
+    """What a container's limit leaves, where there is one (Linux, control groups v2)."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
+        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return int(limit) - int(used) + int(kept.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return None
 
 
 def _meminfo_available() -> int | None:

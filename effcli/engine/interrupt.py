@@ -25,6 +25,8 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         for number in SIGNALS:
+            if signal.getsignal(number) is signal.SIG_IGN:  # as under nohup
+                continue
             self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from effcli.engine.device import Device
 from effcli.engine.measure.meter import Budget, Meter
@@ -54,13 +55,19 @@ class Parts:
         bill = self.objective.flops(self.model, Batch(nothing, nothing, nothing[:, 0]))
         return sum(bill.values()) + self.optimizer.flops
 
-    def compile(self) -> None:
-        """Compile the model and run every shape once, leaving no trace but speed."""
+    def compile(self, sequences: int) -> None:
+        """Compile the model and run every shape once, leaving no trace but speed.
+
+        Steps of `sequences` are cut into micro-batches and perhaps a shorter last one;
+        evaluation has whole micro-batches only.
+        """
         rng = self.device.rng_state()
-        shape = (self.micro, self.model.context)
-        zeros = torch.zeros(shape, dtype=torch.long, device=self.device.torch)
+        last = sequences % self.micro
+        sizes = {True: [self.micro, *([last] if last else [])], False: [self.micro]}
         self.model.trunk.compile(dynamic=False)
-        for is_training in (True, False):
+        for is_training, size in [(way, size) for way in sizes for size in sizes[way]]:
+            shape = (size, self.model.context)
+            zeros = torch.zeros(shape, dtype=torch.long, device=self.device.torch)
             self.model.train(is_training)
             with torch.set_grad_enabled(is_training):
                 loss = self.objective(self.model, Batch(zeros, zeros, zeros[:, 0])).mean
@@ -84,7 +91,8 @@ def train(parts: Parts, *, until: float = 1.0, stop: Stop = never) -> Iterator[S
             factor = parts.schedule(progress)
             boundary = (batches.state_dict(), parts.device.rng_state())
             batch = batches.draw(progress)
-            mean, bill = 0.0, {"train": optimizer.flops}
+            losses: list[Tensor] = []
+            bill: dict[str, float] = {}
             for micro in _micro_batches(batch, parts.micro):
                 if (signal_number := stop()) is not None:
                     optimizer.zero_grad()
@@ -95,19 +103,22 @@ def train(parts: Parts, *, until: float = 1.0, stop: Stop = never) -> Iterator[S
                 share = len(micro) / len(batch)
                 loss = parts.objective(model, micro)
                 (loss.mean * share).backward()  # type: ignore[no-untyped-call]
-                mean += loss.mean.item() * share
+                losses.append(loss.mean.detach() * share)
                 batches.feedback(micro, loss)
                 for account, flops in parts.objective.flops(model, micro).items():
                     bill[account] = bill.get(account, 0.0) + flops
-            norm, lr = optimizer.clip().item(), optimizer.groups[0].lr * factor
-            if not (math.isfinite(mean) and math.isfinite(norm)):
-                optimizer.zero_grad()
-                yield Diverged(meter.steps + 1, f"{mean:.4g}", f"{norm:.4g}", lr)
-                return
-            optimizer.step(factor)
+            # The first look at a result, so that a GPU never waits inside a step.
+            mean, norm = torch.stack(losses).double().sum().item(), optimizer.clip().item()
+            lr = optimizer.groups[0].lr * factor
+            if is_finite := math.isfinite(mean) and math.isfinite(norm):
+                optimizer.step(factor)
+                bill["train"] = bill.get("train", 0.0) + optimizer.flops
             optimizer.zero_grad()
         for account, flops in bill.items():
             meter.charge(account, flops)
+        if not is_finite:
+            yield Diverged(meter.steps + 1, f"{mean:.4g}", f"{norm:.4g}", lr)
+            return
         meter.tokens += batch.inputs.numel()
         meter.steps += 1
         spent = (meter.tokens, meter.spent_flops(), meter.spent_seconds())

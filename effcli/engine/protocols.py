@@ -33,9 +33,15 @@ class Batch:
         part = slice(start, stop)
         return Batch(self.inputs[part], self.targets[part], self.ids[part])
 
-    def to(self, device: Any) -> "Batch":
-        """The same batch on another device."""
-        return Batch(self.inputs.to(device), self.targets.to(device), self.ids.to(device))
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device; a GPU fetches it while it works."""
+        return Batch(*(_sent(part, device) for part in (self.inputs, self.targets, self.ids)))
+
+
+def _sent(part: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and not part.is_cuda:
+        return part.pin_memory().to(device, non_blocking=True)
+    return part.to(device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,8 @@ class LanguageModel(nn.Module, ABC):
     ) -> Float[Tensor, "batch time width"]:
         """The last hidden state. With a cache, `tokens` continue what is in it."""
         if cache is None:
-            features: Tensor = self.trunk(tokens)
+            # Contiguous, because a compiled trunk is made for one layout of its input.
+            features: Tensor = self.trunk(tokens.contiguous())
             return features
         cached: Tensor = self.trunk.forward(tokens, cache)  # never compiled: every length is new
         return cached

@@ -96,7 +96,9 @@ class Session:
             hint = "continue it with --resume, or choose another --out"
             raise InputError(f"{folder} holds a run already", hint)
         if not run.has_begun:
-            if any(not path.name.startswith(".") for path in folder.iterdir()):
+            # A tokenizer alone is what a run leaves that was killed before it began.
+            others = (path.name for path in folder.iterdir() if path.name != TOKENIZER)
+            if any(not name.startswith(".") for name in others):
                 raise InputError(f"{folder} holds something else", "choose another --out")
             self.corpus.tokenizer.save(folder / TOKENIZER)
             # By its full path: a run goes on from any folder, whatever was prepared since.
@@ -117,8 +119,8 @@ class Session:
             self._restore()
             self._prepare(facts)
             self._spend()
-            self._save()
             self._look()
+            self._save()
             close_run(self.parts, self.corpus, self.held_out, self._log, self.settings, self._stop)
         except Stopped as error:
             self._save()
@@ -138,10 +140,10 @@ class Session:
             self._log.note(record)
             if isinstance(record, Diverged):
                 self._fail(record)
+            self._look_if_due()  # before saving: a checkpoint is one that could be looked at
             if settings.save_every and meter.steps % settings.save_every == 0:
                 self._log.ledger("unfinished", self._unique_tokens())  # for whoever reports a kill
                 self._save()
-            self._look_if_due()
 
     def _look_if_due(self) -> None:
         every = self.settings.eval_every
@@ -153,13 +155,17 @@ class Session:
         parts, meter = self.parts, self.parts.meter
         if self._evaluated_at == meter.steps:
             return
+        with meter.timing("train"):
+            parts.device.synchronize()  # what training still owes
         with meter.timing("eval"):
-            loss = held_out_loss(parts.model, self.held_out, parts.device, parts.micro, self._stop)
-        windows = len(self.held_out.tokens)
-        meter.charge("eval", parts.model.forward_flops(windows, parts.model.context))
+            how = (parts.device, parts.micro, self._stop, self.settings.device.loss_rows)
+            loss = held_out_loss(parts.model, self.held_out, *how)
+        windows, computed = len(self.held_out.tokens), self.held_out.computed(parts.micro)
+        meter.charge("eval", parts.model.forward_flops(computed, parts.model.context))
         joules = self._log.book_energy()
         if not math.isfinite(loss):
-            diverged = Diverged(meter.steps, f"{loss} on held-out text", "unknown", 0.0)
+            lr = self.settings.optim.lr * parts.schedule(parts.budget.progress(meter))
+            diverged = Diverged(meter.steps, f"{loss} on held-out text", "finite", lr)
             self._log.note(diverged)
             self._fail(diverged)
         self._evaluated_at = meter.steps
@@ -219,7 +225,7 @@ class Session:
         if compiles:
             self._log.tell(Notice("compiling the model; the time for it is booked apart"))
             with parts.meter.timing("compile"):
-                parts.compile()
+                parts.compile(settings.batch.sequences)
 
     def _save(self) -> None:
         """Commit a checkpoint of this step, unless there is one."""

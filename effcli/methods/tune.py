@@ -6,7 +6,7 @@ from typing import Any
 
 from effcli.engine.advice import resuming
 from effcli.engine.records import Notice, Stop, Watch
-from effcli.engine.runs.report import Report, Tuning
+from effcli.engine.runs.report import Report, Tuning, report_of
 from effcli.engine.session import Session
 from effcli.errors import DivergedError, Stopped
 from effcli.settings.baseline import BaselineSettings
@@ -32,13 +32,10 @@ def tune(
     for number, optim in enumerate(candidates, start=1):
         watch(Notice(f"trial {number} of {len(candidates)}: {_describe(optim)}"))
         report = _trial(folder / f"trial-{number:03d}", settings, optim, watch, stop)
-        losses.append(
-            math.inf if report is None or report.held_out is None else report.held_out.loss
-        )
-        if report is not None:
-            tokens += report.tokens
-            flops += sum(report.flops.values())
-            seconds += report.seconds["total"]
+        losses.append(math.inf if report.held_out is None else report.held_out.loss)
+        tokens += report.tokens
+        flops += sum(report.flops.values())
+        seconds += report.seconds["total"]
     best = candidates[losses.index(min(losses))]
     chosen = {"lr": best.lr, "weight_decay": best.weight_decay}
     watch(Notice(f"chosen: {_describe(best)}"))
@@ -74,8 +71,8 @@ def _spread(settings: BaselineSettings) -> list[Any]:
 
 def _trial(
     folder: Path, settings: BaselineSettings, optim: Any, watch: Watch, stop: Stop
-) -> Report | None:
-    """A run at a part of the budget; None if it diverged."""
+) -> Report:
+    """A run at a part of the budget; one that diverged has its costs and no loss."""
     limits = {name: value for name in BUDGETS if (value := getattr(settings, name)) is not None}
     shorter = {
         name: value * HORIZON if name in ("flops", "minutes") else math.ceil(value * HORIZON)
@@ -88,7 +85,7 @@ def _trial(
         with Session("baseline", settings.model_copy(update=changes), watch, stop) as session:
             return session.train()
     except DivergedError:
-        return None
+        return report_of(folder)
     except Stopped as error:
         hint = f"continue with: {resuming('baseline', folder.parent.parent)}"
         raise Stopped(error.signal_number, error.message, hint) from None

@@ -57,7 +57,10 @@ class PrepareSettings(Settings):
     """Re-hash the prepared corpus instead of preparing it."""
 
     repeat: bool = False
-    """In a mix, read a source again when it ends; otherwise the mix ends with its first source."""
+    """In a mix, read a source again when it ends; otherwise the mix ends with its first source.
+
+    Without an end of its own, such a mix takes `max_tokens`.
+    """
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of rows that may be empty, not text or not UTF-8 before the preparation fails."""
     bpe_sample: Annotated[Count, Field(ge=1000)] = 64_000_000

@@ -1,11 +1,13 @@
 """`eff baseline`, whole: the run folder, the report, failures, tuning, resuming by command line."""
 
 import json
+import math
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import torch
 from conftest import TINY, Settings
 
+from effcli.engine.interrupt import Interrupt
 from effcli.engine.records import Evaluation, Notice, Record, Step
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.report import report_of
@@ -452,3 +455,95 @@ def _after(calls: int) -> Callable[[], int | None]:
     """Asks to stop at a later question."""
     left = iter([None] * calls)
     return lambda: next(left, signal.SIGINT)
+
+
+def test_a_step_that_diverged_is_billed(tiny: Settings, place: Path) -> None:
+    with Session("baseline", tiny(out=place / "r"), lambda _: None, lambda: None) as session:
+        parts, objective = session.parts, session.parts.objective
+
+        class Slow:
+            def __call__(self, model: Any, batch: Any) -> Any:
+                loss = objective(model, batch)
+                if parts.meter.steps == 1:
+                    time.sleep(0.5)
+                    return type(loss)(loss.mean * math.nan, loss.per_sequence, loss.features)
+                return loss
+
+            flops = objective.flops
+
+        parts.objective = Slow()
+        with pytest.raises(DivergedError):
+            session.train()
+        step = 3 * parts.model.forward_flops(4, 32)
+        expected = 2 * step + parts.optimizer.flops
+    report = report_of(place / "r")
+    assert report.flops["train"] == expected
+    assert report.seconds["train"] > 0.5
+
+
+def test_a_trial_that_diverges_is_billed(tiny: Settings, place: Path) -> None:
+    settings = tiny("optim.lr=1e30", "optim.clip=0", steps=80, tune=2, recipe="textbook")
+    with pytest.raises(DivergedError):
+        baseline.run(settings.model_copy(update={"out": place / "r"}))
+    tuning = json.loads((place / "r" / "env.json").read_text())["tuning"]
+    trials = [report_of(place / "r" / "tuning" / f"trial-{n:03d}") for n in (1, 2)]
+    assert "diverged" in {trial.status for trial in trials}
+    assert tuning["flops"] == sum(sum(trial.flops.values()) for trial in trials)
+    assert tuning["seconds"] == sum(trial.seconds["total"] for trial in trials)
+
+
+def test_a_checkpoint_is_one_that_could_be_looked_at(
+    tiny: Settings, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([1.0, 1.0, math.nan])
+    monkeypatch.setattr("effcli.engine.session.held_out_loss", lambda *_: next(losses))
+    with pytest.raises(DivergedError, match="held-out") as raised:
+        baseline.run(tiny(steps=9, eval_every=2, save_every=2, out=place / "r"))
+    assert "step-000000002" in raised.value.message
+    assert "learning rate 0.02" in raised.value.message
+
+
+def test_what_a_kill_leaves_before_the_run_began_is_no_obstacle(
+    tiny: Settings, place: Path
+) -> None:
+    settings = tiny(out=place / "r")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("effcli.engine.runs.rundir.RunDir.begin", _raise)
+        with pytest.raises(RuntimeError):
+            baseline.run(settings)
+    assert baseline.run(settings).status == "complete"
+
+
+def _raise(*_: Any) -> None:
+    raise RuntimeError("killed")
+
+
+def test_rows_of_logits_are_as_asked_in_evaluation_too(
+    tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from effcli.engine.objectives import cross_entropy
+
+    asked: set[int | None] = set()
+    original = cross_entropy.head_loss
+
+    def spy(*arguments: Any) -> Any:
+        asked.add(arguments[3])
+        return original(*arguments)
+
+    for module in ("measure.evaluate", "objectives.next_token"):
+        monkeypatch.setattr(f"effcli.engine.{module}.head_loss", spy)
+    baseline.run(tiny("device.loss_rows=16"))
+    assert asked == {16}
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """As under nohup, or in the background of a script."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop() is None
+            signal.raise_signal(signal.SIGTERM)
+            assert stop() == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, before)

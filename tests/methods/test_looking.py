@@ -309,3 +309,29 @@ def test_a_prompt_that_is_no_text_is_refused(eff: Eff, run: Path) -> None:
     assert code == 2
     assert "not valid UTF-8" in err
     assert eff("generate", run, "a", "--stop", "")[0] == 2
+
+
+def test_seeds_of_one_budget_give_bounds_only(tiny: Settings, place: Path) -> None:
+    for name, seed, layers in (("a", 0, 2), ("b", 1, 2), ("other", 0, 1)):
+        baseline.run(tiny(f"model.layers={layers}", steps=20, seed=seed, out=place / name))
+    comparison = compare([place / name for name in ("a", "b", "other")])
+    assert any("one budget only" in note for note in comparison["notes"])
+    gains = comparison["runs"][2]["multipliers"]
+    assert all(isinstance(gain, str) and gain[0] in "<>" for gain in gains.values())
+
+
+def test_the_size_of_a_micro_batch_is_not_the_method(tiny: Settings, place: Path) -> None:
+    for name, micro in (("a", 4), ("b", 2)):
+        baseline.run(tiny(f"batch.micro={micro}", out=place / name))
+    comparison = compare([place / "a", place / "b"])
+    assert [row["is_reference"] for row in comparison["runs"]] == [True, True]
+
+
+def test_a_stop_text_of_long_characters_ends_the_writing() -> None:
+    from effcli.engine.data.tokenizers import byte_tokenizer
+    from effcli.engine.models.generate import Writing, _extend
+
+    writing = Writing()
+    for token in "и вот Ответ: да".encode():
+        _extend(writing, token, byte_tokenizer("bytes"), ("Ответ:",))
+    assert writing.text(byte_tokenizer("bytes"), ()) == "и вот Ответ:"

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow
 import pytest
 
-from effcli.engine.data import job
+from effcli.engine.data import job, tokenizers
 from effcli.engine.data.corpus import Corpus
 from effcli.engine.data.prepare import prepare
 from effcli.engine.records import Notice, Reading
@@ -540,3 +540,81 @@ def test_a_manifest_that_was_edited_is_noticed(place: Path) -> None:
         Corpus.open(corpus.folder)
     with pytest.raises(CheckError, match="not what was written"):
         Corpus.verified(corpus.folder)
+
+
+def test_rows_are_counted_once_however_many_passes_read_them(place: Path) -> None:
+    for name in ("a", "b"):
+        rows = ["" if n % 100 == 0 else f"{name} {n} words" for n in range(2000)]
+        lines = [json.dumps({"text": row}) for row in rows]
+        (place / f"{name}.jsonl").write_text("\n".join(lines))
+    summary, corpus = _make(sources=("a.jsonl", "b.jsonl"), tokenizer="bytes")
+    documents = sum(split.documents for split in corpus.splits.values())
+    assert (summary["rejected"], documents) == (40, 3960)
+
+
+def test_repeating_without_end_is_refused(place: Path, eff: Callable[..., Any]) -> None:
+    (place / "a.jsonl").write_bytes(LINES)
+    code, _, err = eff("prepare", "--mix", "a.jsonl:0.5,grammar:1:0.5", "--set", "repeat=true")
+    assert code == 2
+    assert "never end" in err
+
+
+def test_repeating_nothing_is_refused(place: Path) -> None:
+    (place / "a.jsonl").write_text('{"text": ""}\n' * 3)
+    settings: dict[str, Any] = {"mix": "a.jsonl:0.5,grammar:1:0.5", "max_tokens": 10_000}
+    with pytest.raises(InputError, match=r"no training text in a.jsonl"):
+        _make(**settings, repeat=True, max_rejected=1.0, tokenizer="bytes")
+
+
+def test_pieces_of_a_document_stay_together(place: Path) -> None:
+    for name in ("a", "b"):
+        rows = [f"{name}{n} " * 8000 for n in range(20)]
+        lines = [json.dumps({"text": row}) for row in rows]
+        (place / f"{name}.jsonl").write_text("\n".join(lines))
+    _, corpus = _make(
+        mix="a.jsonl:0.5,b.jsonl:0.5", tokenizer="bytes", held_out_share=0.3, max_tokens=10**6
+    )
+    seen = {split: {t.split()[1] for t in _texts(corpus, split)} for split in corpus.splits}
+    assert not seen["train"] & seen["val"]
+    assert not seen["train"] & seen["test"]
+    assert not seen["val"] & seen["test"]
+
+
+def test_a_tokenizer_never_sees_held_out_text(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        rows = [f"{name}{n} " * 8000 for n in range(20)]
+        lines = [json.dumps({"text": row}) for row in rows]
+        (place / f"{name}.jsonl").write_text("\n".join(lines))
+    seen: set[str] = set()
+    monkeypatch.setattr(
+        "effcli.engine.data.bpe.train",
+        lambda texts, _: (seen.update(texts), tokenizers.byte_tokenizer("bytes"))[1],
+    )
+    settings: dict[str, Any] = {"mix": "a.jsonl:0.5,b.jsonl:0.5", "held_out_share": 0.3}
+    _, corpus = _make(**settings, tokenizer="bpe:300")
+    assert seen
+    for split in ("val", "test"):
+        assert not seen & set(_texts(corpus, split))
+
+
+def test_a_stop_at_the_last_document_changes_nothing(place: Path) -> None:
+    (place / "a.jsonl").write_bytes(LINES)
+    settings: dict[str, Any] = {"sources": ("a.jsonl",), "tokenizer": "bytes"}
+    settings |= {"held_out_share": 0.3, "max_tokens": 700}
+    _, whole = _make(**settings, out=Path("whole"))
+    for calls in range(200):
+        left = [calls]
+
+        def stop(left: list[int] = left) -> int | None:
+            left[0] -= 1
+            return signal.SIGINT if left[0] == -1 else None
+
+        out = Path(f"parts-{calls}")
+        try:
+            prepare(PrepareSettings(**settings, out=out), stop=stop)
+        except Stopped:
+            prepare(PrepareSettings(**settings, out=out))
+        else:
+            break
+        assert Corpus.open(out).hash == whole.hash
+    assert calls > 20

@@ -74,3 +74,13 @@ def test_a_large_vocabulary_never_has_all_its_logits(monkeypatch: pytest.MonkeyP
     head_loss(model, x, torch.zeros(4, 1000).long())
     assert sum(sizes) == 4000
     assert max(sizes) <= 2**21 // 5000
+
+
+def test_an_evaluation_makes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight needs its gradient even where none is recorded: the mode decides, not the weight."""
+    model = Head(vocab=11, rows=16, width=5, soft_cap=0.0)
+    made = []
+    monkeypatch.setattr(torch, "zeros_like", lambda *_: made.append(1))
+    with torch.no_grad():
+        head_loss(model, torch.randn(2, 8, 5).double(), torch.zeros(2, 8).long())
+    assert not made

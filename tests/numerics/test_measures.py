@@ -17,6 +17,7 @@ from effcli.engine.data import grammar
 from effcli.engine.data.corpus import Corpus
 from effcli.engine.measure import energy, floors
 from effcli.engine.measure.evaluate import HeldOut, held_out_loss
+from effcli.engine.measure.floors import ngram_floors
 from effcli.engine.measure.meter import Budget, Meter
 from effcli.engine.records import never
 from effcli.engine.session import Session
@@ -189,7 +190,8 @@ def test_the_ledger_adds_up(tiny: Settings) -> None:
         report = session.train()
         model, optimizer = session.parts.model, session.parts.optimizer
         step = 3 * model.forward_flops(4, 32) + optimizer.flops
-        windows = len(session.held_out.tokens)
+        windows = session.held_out.computed(session.parts.micro)
+        assert windows % session.parts.micro == 0
     assert report.flops["train"] == 4 * step
     assert report.flops["eval"] == 3 * model.forward_flops(windows, 32)
     assert report.cost_flops == 4 * step
@@ -221,6 +223,7 @@ def test_every_account_but_eval_is_paid_by_the_budget(tiny: Settings) -> None:
 def test_rapl_counters_may_wrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zone = tmp_path / "intel-rapl:0"
     zone.mkdir()
+    (zone / "name").write_text("package-0\n")
     (zone / "max_energy_range_uj").write_text("999999\n")
     (zone / "energy_uj").write_text("900000\n")
     monkeypatch.setattr(energy, "_POWERCAP", tmp_path)
@@ -264,3 +267,71 @@ def test_measuring_the_peak_leaves_no_trace_in_the_random_numbers(
     assert torch.equal(before, torch.get_rng_state())
     assert measured > 1e9
     assert peak_flops(device) == measured  # kept, not measured again
+
+
+def test_the_counter_of_a_whole_board_is_not_added_to_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(("package-0", "psys")):
+        zone = tmp_path / f"intel-rapl:{number}"
+        zone.mkdir()
+        (zone / "name").write_text(f"{name}\n")
+        (zone / "max_energy_range_uj").write_text("999999999\n")
+        (zone / "energy_uj").write_text("0\n")
+    monkeypatch.setattr(energy, "_POWERCAP", tmp_path)
+    counter = energy.open_counter("cpu", EnergySettings())
+    for number, joules in enumerate((10, 14)):
+        (tmp_path / f"intel-rapl:{number}" / "energy_uj").write_text(f"{joules}000000\n")
+    assert counter.read() == pytest.approx(10)
+
+
+def test_joules_are_booked_to_the_end(tiny: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counter:
+        source = "measured:rapl"
+        joules = 0.0
+
+        def read(self) -> float:
+            return self.joules
+
+    counter = Counter()
+
+    def floors(*_: Any) -> dict[str, float]:
+        counter.joules += 1000
+        return {"unigram": 1.0, "bigram": 1.0, "trigram": 1.0}
+
+    monkeypatch.setattr("effcli.engine.session.open_counter", lambda *_: counter)
+    monkeypatch.setattr("effcli.engine.closing.floors_of", floors)
+    assert baseline.run(tiny()).energy.joules == 1000
+
+
+def test_floors_of_hardly_any_text_are_numbers() -> None:
+    class Text:
+        tokens = 4
+
+        def read(self, starts: Any, count: int) -> Any:
+            return np.arange(count)[None] + np.array(starts)[:, None]
+
+    found = ngram_floors(Text(), np.array([[0, 1, 2]]), 5)  # type: ignore[arg-type]
+    assert all(math.isfinite(value) for value in found.values())
+
+
+def test_every_shape_of_a_run_is_compiled_before_its_clock_starts(
+    tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a compiled trunk is made for: shape, layout, and whether gradients are recorded."""
+    seen: set[tuple[Any, ...]] = set()
+
+    def look(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        tokens = inputs[0]
+        seen.add((tuple(tokens.shape), tokens.stride(), torch.is_grad_enabled()))
+
+    settings = tiny("batch.sequences=6", "batch.micro=4", eval_every=1, steps=2)
+    with Session("baseline", settings, lambda _: None, never) as session:
+        trunk = session.parts.model.trunk
+        trunk.register_forward_pre_hook(look)
+        monkeypatch.setattr(trunk, "compile", lambda **_: None)
+        session.parts.compile(settings.batch.sequences)
+        compiled = set(seen)
+        session.train()
+    assert len(compiled) == 3
+    assert seen == compiled

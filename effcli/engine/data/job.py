@@ -4,7 +4,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from effcli.catalog import TOKENIZERS
 from effcli.engine.data import tokenizers
 from effcli.engine.data.checks import require_text, require_usable
 from effcli.engine.data.corpus import SCHEMA, manifest_hash
-from effcli.engine.data.source import LONGEST_DOCUMENT, PIECE, SPLITS, Item, Source, items
+from effcli.engine.data.progress import Progress
+from effcli.engine.data.source import SPLITS, Item, Source, items
 from effcli.engine.data.sources import Plan
-from effcli.engine.data.stream import ELSEWHERE, Flowing, Mixer, Router, tokenized
+from effcli.engine.data.stream import ELSEWHERE, MIX_PIECE, Flowing, Mixer, Router, tokenized
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.data.write import SplitWriter
 from effcli.engine.records import Notice, Reading, Stop, Watch
@@ -29,33 +30,6 @@ from effcli.settings.prepare import PrepareSettings
 
 COMMIT_SECONDS = 5.0
 WATCH_SECONDS = 0.2
-
-
-@dataclass
-class Progress:
-    """How far a preparation is: what is saved beside the unfinished shards."""
-
-    request: dict[str, Any]
-    stamps: list[Any]
-    """What each source looked like when the preparation began."""
-    step: int = 0
-    """The pass over the sources that is being done."""
-    positions: list[int] = field(default_factory=list)
-    """Documents taken from each source in this pass."""
-    drawn: int = 0
-    tokens: list[int] = field(default_factory=list)
-    """Tokens taken from each source in this pass."""
-    rows: int = 0
-    duplicates: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    mix: dict[str, dict[str, int]] = field(default_factory=dict)
-    writers: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def begin(self, step: int, sources: int) -> None:
-        """Start a pass."""
-        self.step, self.drawn = step, 0
-        self.positions, self.tokens = [0] * sources, [0] * sources
 
 
 class Job:
@@ -72,6 +46,7 @@ class Job:
     ) -> None:
         self._settings, self._plan, self._sources = settings, chosen, sources
         self._watch, self._stop = watch, stop
+        self._piece = MIX_PIECE if chosen.is_mix else None
         self._router = Router(settings.seed, settings.held_out_share)
         self._progress = Progress(request, [source.stamp() for source in sources])
         self._writers: dict[str, SplitWriter] = {}
@@ -150,10 +125,10 @@ class Job:
         shares = self._plan.shares or [1 / len(self._sources)] * len(self._sources)
         for source, share in zip(self._sources, shares, strict=True):
             left = share * self._settings.bpe_sample
-            for item in items(self._router.rows(source, targets), LONGEST_DOCUMENT, PIECE):
+            for item in items(self._router.rows(source, targets), self._piece):
                 self._check_stop()
                 reason = self._router.route(source, targets, item).rejected
-                rows += reason != ELSEWHERE
+                rows += 1
                 if not reason:
                     yield item.text
                     left -= len(item.data)
@@ -167,11 +142,12 @@ class Job:
     def _read(self, targets: frozenset[str], tokenizer: Tokenizer) -> None:
         progress = self._progress
         committed = watched = time.perf_counter()
-        for number, item, ids in self._flow(targets, tokenizer):
+        flow = iter(()) if self._is_full(targets) else self._flow(targets, tokenizer)
+        for number, item, ids in flow:
             progress.positions[number] += 1
             progress.drawn += 1
             if item.rejected:
-                self._count(item)
+                self._count(item, self._router.is_home(self._sources[number], targets))
             else:
                 self._write(item, ids, tokenizer)
             now = time.perf_counter()
@@ -181,24 +157,29 @@ class Job:
             if now - committed > COMMIT_SECONDS:
                 committed = now
                 self._commit()
-            self._check_stop()
-            if "train" in targets and self._writers["train"].tokens == self._settings.max_tokens:
+            if self._is_full(targets):
                 break
+            self._check_stop()
         if self._plan.is_mix:
             shares = zip(self._plan.names, progress.tokens, strict=True)
             progress.mix[min(targets)] = dict(shares)
         self._report(min(targets))
+
+    def _is_full(self, targets: frozenset[str]) -> bool:
+        return "train" in targets and self._writers["train"].tokens == self._settings.max_tokens
 
     def _flow(self, targets: frozenset[str], tokenizer: Tokenizer) -> Iterator[Flowing]:
         def stream(number: int, skip: int) -> Iterator[Flowing]:
             source = self._sources[number]
             rows = self._router.rows(source, targets)
             route = partial(self._router.route, source, targets)
-            return tokenized(number, route, rows, tokenizer, self._plan.is_mix, skip)
+            return tokenized(number, route, rows, tokenizer, self._piece, skip)
 
         def restart(number: int) -> Iterator[Flowing] | None:
             if not self._settings.repeat or targets != {"train"}:
                 return None
+            if self._progress.tokens[number] == 0:
+                raise InputError(f"there is no training text in {self._plan.names[number]}")
             self._progress.positions[number] = 0
             return stream(number, 0)
 
@@ -211,9 +192,10 @@ class Job:
             mixer = Mixer(self._plan.shares, self._settings.seed, progress.tokens, restart)
             yield from mixer.flow(streams, progress.drawn)
 
-    def _count(self, item: Item) -> None:
+    def _count(self, item: Item, is_home: bool) -> None:
         progress = self._progress
-        if item.rejected == ELSEWHERE:
+        is_sorted = bool(item.split)  # else it was turned away before, and so in every pass
+        if item.rejected == ELSEWHERE or not (is_sorted or is_home):
             return
         progress.rows += 1
         if item.rejected == "duplicate":

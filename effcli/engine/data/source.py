@@ -55,12 +55,18 @@ class Item:
     data: bytes
     label: int
     digest: int
+    document: int
+    """The digest of the whole document, of which this may be a piece."""
     split: str = ""
     rejected: str = ""
 
 
-def items(rows: Iterable[Row], longest: int, piece: int) -> Iterator[Item]:
-    """Check every row and cut the very long ones, at blank space where there is some."""
+def items(rows: Iterable[Row], piece: int | None) -> Iterator[Item]:
+    """Check every row, and cut at blank space where there is some.
+
+    What is too long for a document becomes several. With `piece`, in bytes or so, a
+    document is cut further, into items that stay in the same split.
+    """
     for row in rows:
         text, label = row
         if isinstance(text, bytes):
@@ -74,25 +80,24 @@ def items(rows: Iterable[Row], longest: int, piece: int) -> Iterator[Item]:
         elif not text or text.isspace():
             yield _reject("empty")
         else:
-            yield from _checked(text, label, longest, piece)
+            yield from _checked(text, label, piece)
 
 
-def _checked(text: str, label: int, longest: int, piece: int) -> Iterator[Item]:
+def _checked(text: str, label: int, piece: int | None) -> Iterator[Item]:
     try:
         data = text.encode("utf8")
     except UnicodeEncodeError:  # half a surrogate pair, from an escape in JSON
         yield _reject("not_utf8")
         return
-    if len(data) <= longest:
-        yield Item(text, data, label, digest(data))
-        return
-    for part in cut(text, piece):
-        encoded = part.encode("utf8")
-        yield Item(part, encoded, label, digest(encoded))
+    for document in [text] if len(data) <= LONGEST_DOCUMENT else cut(text, PIECE):
+        whole = digest(document.encode("utf8"))
+        for part in [document] if piece is None else cut(document, piece):
+            encoded = part.encode("utf8")
+            yield Item(part, encoded, label, digest(encoded), whole)
 
 
 def _reject(reason: str) -> Item:
-    return Item("", b"", 0, 0, rejected=reason)
+    return Item("", b"", 0, 0, 0, rejected=reason)
 
 
 def digest(data: bytes) -> int:

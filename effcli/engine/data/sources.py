@@ -44,6 +44,8 @@ def plan(settings: PrepareSettings) -> Plan:
         raise InputError("a source is named twice")
     if settings.repeat and shares is None:
         raise InputError("repeat: has no effect without a mix")
+    if settings.repeat and settings.max_tokens is None:
+        raise InputError("repeat: such a mix would never end", "give --max-tokens, too")
     tokenizer = settings.tokenizer or _default_tokenizer(names, title)
     title = title or "+".join(_short_name(name) for name in names)
     suffix = tokenizer.replace(":", "")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effcli.engine.data.order import mix64
-from effcli.engine.data.source import LONGEST_DOCUMENT, PIECE, Item, Source, items
+from effcli.engine.data.source import Item, Source, items
 from effcli.engine.data.tokenizers import Tokenizer
 
 BATCH_BYTES = 2**22
@@ -47,12 +47,16 @@ class Router:
         if not others and target in source.splits and target != "train":
             item.split = target
             return item
-        item.split = self._by_hash(source, item.digest)
+        item.split = self._by_hash(source, item.document)
         if item.split not in targets:
             item.rejected = ELSEWHERE
         elif item.split == "train" and item.digest in self.held_out:
             item.rejected = "duplicate"
         return item
+
+    def is_home(self, source: Source, targets: frozenset[str]) -> bool:
+        """Whether the rows that a pass reads are counted in it; each is in just one."""
+        return "train" in targets or targets <= source.splits
 
     def _by_hash(self, source: Source, digest: int) -> str:
         share = source.held_out_share if self._share is None else self._share
@@ -70,12 +74,11 @@ def tokenized(
     route: Callable[[Item], Item],
     rows: Iterator[Any],
     tokenizer: Tokenizer,
-    is_mix: bool,
+    piece: int | None,
     skip: int,
 ) -> Iterator[Flowing]:
     """The documents of one source from number `skip` on, with their ids, rejected ones too."""
-    longest, piece = (MIX_PIECE, MIX_PIECE) if is_mix else (LONGEST_DOCUMENT, PIECE)
-    stream = map(route, islice(items(rows, longest, piece), skip, None))
+    stream = map(route, islice(items(rows, piece), skip, None))
     while batch := list(_batch(stream)):
         accepted = [item for item in batch if not item.rejected]
         encoded = iter(tokenizer.encode_batch([item.text for item in accepted]))

@@ -65,10 +65,9 @@ class _Rapl:
 
     @classmethod
     def open(cls) -> "_Rapl | None":
-        zones = sorted(
-            _POWERCAP.glob("intel-rapl:[0-9]")
-        )  # packages; deeper zones are parts of them
-        try:
+        try:  # deeper zones are parts of a package, and `psys` has the packages as its parts
+            tops = sorted(_POWERCAP.glob("intel-rapl:[0-9]"))
+            zones = [top for top in tops if (top / "name").read_text().startswith("package")]
             return cls(zones) if zones else None
         except (OSError, ValueError):
             return None

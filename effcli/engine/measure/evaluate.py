@@ -45,6 +45,10 @@ class HeldOut:
         rows, length = self.tokens.shape
         return int(rows * (length - 1))
 
+    def computed(self, batch: int) -> int:
+        """Windows that are computed in batches of one size: the last is filled up."""
+        return -(-len(self.tokens) // batch) * batch
+
     def bits_per_byte(self, loss: float) -> float:
         """A loss in nats per token, whatever the tokens are."""
         return loss * self.predicted / (self.bytes * math.log(2))
@@ -52,9 +56,14 @@ class HeldOut:
 
 @torch.no_grad()
 def held_out_loss(
-    model: LanguageModel, held_out: HeldOut, device: Device, batch: int, stop: Stop
+    model: LanguageModel,
+    held_out: HeldOut,
+    device: Device,
+    batch: int,
+    stop: Stop,
+    loss_rows: int | None = None,
 ) -> float:
-    """Mean loss over all windows, in nats per token."""
+    """Mean loss over all windows, in nats per token; `loss_rows` as in `head_loss`."""
     was_training = model.training
     model.eval()
     total, windows = 0.0, torch.from_numpy(held_out.tokens)
@@ -64,7 +73,7 @@ def held_out_loss(
                 raise Stopped(signal_number, "on request, during an evaluation")
             rows = torch.arange(start, start + batch) % len(windows)  # one shape for all batches
             part = windows[rows].to(device.torch)
-            _, each = head_loss(model, model.features(part[:, :-1]), part[:, 1:])
+            _, each = head_loss(model, model.features(part[:, :-1]), part[:, 1:], loss_rows)
             total += each[: len(windows) - start].double().sum().item()
     finally:
         model.train(was_training)

@@ -48,7 +48,7 @@ def _best(probability: Callable[[float], NDArray[np.float64]]) -> float:
 
 
 def _nats(probabilities: NDArray[np.float64]) -> float:
-    return float(-np.log(probabilities).mean())
+    return float(-np.log(probabilities).mean()) if probabilities.size else 0.0
 
 
 class _Counts:

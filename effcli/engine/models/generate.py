@@ -119,5 +119,6 @@ def _extend(writing: Writing, token: int, tokenizer: Tokenizer, stops: tuple[str
         return
     writing.ids.append(token)
     if stops:
-        tail = tokenizer.decode(writing.ids[-max(map(len, stops)) - 4 :])
+        longest = max(len(stop.encode(errors="replace")) for stop in stops)  # a token has a byte
+        tail = tokenizer.decode(writing.ids[-longest - 4 :])
         writing.is_done = any(stop in tail for stop in stops)

@@ -29,22 +29,29 @@ def head_loss(
     """
     if rows is None:
         rows = 4096 if features.is_cuda else max(256, CHUNK_LOGITS // model.vocab_size)
-    flat = features.flatten(0, 1)
-    mean, each = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        flat, model.head, targets.flatten(), model.vocab_size, model.soft_cap, rows
-    )
+    x, head = features.flatten(0, 1), model.head
+    # Inside the function it cannot be asked: there, gradients are always off.
+    is_trained = torch.is_grad_enabled() and (x.requires_grad or head.requires_grad)
+    shape = (model.vocab_size, model.soft_cap, rows, is_trained)
+    mean, each = _ChunkedCrossEntropy.apply(x, head, targets.flatten(), *shape)  # type: ignore[no-untyped-call]
     return mean, each.view_as(targets)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, head: Tensor, targets: Tensor, vocab: int, soft_cap: float, rows: int
+        ctx: Any,
+        x: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        vocab: int,
+        soft_cap: float,
+        rows: int,
+        is_trained: bool,
     ) -> tuple[Tensor, Tensor]:
         weight = head.to(x.dtype)
-        wants_gradient = any(ctx.needs_input_grad[:2])
         each = torch.empty(len(x), dtype=torch.float32, device=x.device)
-        if wants_gradient:
+        if is_trained:
             x_gradient, head_gradient = torch.empty_like(x), torch.zeros_like(head)
         for start in range(0, len(x), rows):
             part = slice(start, start + rows)
@@ -58,7 +65,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             gradient = logits.exp_()
             total = gradient.sum(-1, keepdim=True)
             each[part] = (total.log() - chosen).squeeze(1)
-            if not wants_gradient:
+            if not is_trained:
                 continue
             # d loss / d logit = p - 1[target], and through the sigmoid times 4 s (1 - s)
             gradient.div_(total)
@@ -68,7 +75,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             gradient = gradient.to(x.dtype)
             x_gradient[part] = gradient @ weight[:vocab]
             head_gradient[:vocab] += gradient.T @ x[part]
-        if wants_gradient:
+        if is_trained:
             ctx.save_for_backward(x_gradient, head_gradient)
         ctx.mark_non_differentiable(each)
         return each.mean(), each
@@ -78,4 +85,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         x_gradient, head_gradient = ctx.saved_tensors
         scale = mean_gradient / len(x_gradient)
         x_gradient = (x_gradient.float() * scale).to(x_gradient.dtype)
-        return x_gradient, head_gradient * scale, None, None, None, None
+        return x_gradient, head_gradient * scale, *[None] * 5

@@ -59,7 +59,8 @@ def compare(folders: list[Path]) -> dict[str, Any]:
         gains: dict[str, float | str] = {}
         is_reference = report in siblings
         if text == texts[0] and siblings and _is_comparable(report) and not is_reference:
-            gains = {unit: _gain(unit, report, siblings) for unit in UNITS}
+            found = {unit: _gain(unit, report, siblings) for unit in UNITS}
+            gains = {unit: gain for unit, gain in found.items() if gain is not None}
         rows.append(_row(report, gains, is_reference))
     return {
         "schema": 1,
@@ -73,6 +74,7 @@ def compare(folders: list[Path]) -> dict[str, Any]:
 def _method(folder: Path) -> str:
     settings = read_toml(folder / CONFIG)
     kept = {name: value for name, value in settings.items() if name not in _NOT_THE_METHOD}
+    kept["batch"] = {name: n for name, n in settings["batch"].items() if name != "micro"}
     tuning = RunDir(folder).env().get("tuning") or {}
     return json.dumps([kept, tuning.get("chosen")], sort_keys=True)
 
@@ -99,20 +101,22 @@ def _loss(report: Report) -> float:
     return report.held_out.loss
 
 
-def _gain(unit: str, report: Report, siblings: list[Report]) -> float | str:
-    """The multiplier, or its bound as text where the reference was not measured."""
-    points = sorted((_loss(sibling), _cost(sibling, unit)) for sibling in siblings)
+def _gain(unit: str, report: Report, siblings: list[Report]) -> float | str | None:
+    """The multiplier, or its bound as text where the reference was not measured.
+
+    None where there is neither: a reference that does not get better with more.
+    """
+    losses, costs = np.array([(_loss(s), _cost(s, unit)) for s in siblings]).T
     loss, cost = _loss(report), _cost(report, unit)
-    (best, at_best), (worst, at_worst) = points[0], points[-1]
-    if loss < best:
-        return f">{at_best / cost:.2f}"
-    if loss > worst:
-        return f"<{at_worst / cost:.2f}"
-    if best == worst:
-        return at_best / cost
-    losses, costs = np.array(points).T
-    slope, start = np.polyfit(losses, np.log(costs), 1)
-    return float(math.exp(start + slope * loss) / cost)
+    if len({sibling.tokens for sibling in siblings}) < 2:  # seeds of one budget: their mean
+        sign = ">" if loss < losses.mean() else "<"
+        return f"{sign}{costs.mean() / cost:.2f}"
+    if loss < losses.min():
+        return f">{costs[losses.argmin()] / cost:.2f}"
+    if loss > losses.max():
+        return f"<{costs[losses.argmax()] / cost:.2f}"
+    slope, start = np.polyfit(np.log(costs), losses, 1)
+    return float(math.exp((loss - start) / slope) / cost) if slope < 0 else None
 
 
 def _row(report: Report, gains: dict[str, float | str], is_reference: bool) -> dict[str, Any]:

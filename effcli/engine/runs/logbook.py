@@ -47,6 +47,8 @@ class Logbook:
 
     def ledger(self, status: str, unique_tokens: int) -> None:
         """Keep all accounts as they stand."""
+        if self._counter is not None:
+            self.book_energy()
         meter, peak = self._meter, self._device.peak_memory_bytes()
         meter.peak_memory_bytes = max(meter.peak_memory_bytes, peak)
         self.note(
