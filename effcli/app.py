@@ -11,14 +11,21 @@ from pathlib import Path
 import typer
 from typer.exceptions import TyperException
 
-from effcli import __version__
+from effcli import __version__, launch
 from effcli.commands.baseline import baseline
 from effcli.commands.generate import generate
 from effcli.commands.mount import mount
 from effcli.commands.prepare import prepare
 from effcli.commands.report import report
 from effcli.commands.verify import verify
-from effcli.errors import EffError, InputError, ResourceError, Stopped
+from effcli.errors import (
+    CheckError,
+    DivergedError,
+    EffError,
+    InputError,
+    ResourceError,
+    Stopped,
+)
 from effcli.settings.baseline import BaselineSettings
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
@@ -32,11 +39,12 @@ app = typer.Typer(
     help="Train small language models for less, and prove what each saving is worth.",
 )
 mount(app, "prepare", PrepareSettings, prepare, has_plan=True)
-mount(app, "baseline", BaselineSettings, baseline, has_plan=True)
+mount(app, "baseline", BaselineSettings, baseline, has_plan=True, in_parallel=True)
 mount(app, "generate", GenerateSettings, generate)
 mount(app, "report", ReportSettings, report)
 mount(app, "verify", VerifySettings, verify)
 
+_COMMON = InputError, CheckError, DivergedError, Stopped
 _RESOURCES = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -79,7 +87,9 @@ def run(arguments: list[str]) -> int:
         if "--debug" in arguments:
             traceback.print_exception(error)
         expected = _expected(error, arguments)
-        show_error(expected)
+        # What stops every process is said once; what stops one of them is said by that one.
+        if launch.rank() == 0 or not isinstance(expected, _COMMON):
+            show_error(expected)
         return expected.code if isinstance(expected, Stopped) else expected.exit_code
     return code if isinstance(code, int) else 0
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from effcli import launch
+from effcli.errors import InputError
 from effcli.offline import go_offline
 from effcli.settings.base import Settings
 from effcli.settings.flags import collect, parameters
@@ -36,11 +38,22 @@ Body = Callable[[Given, Screen], None]
 
 
 def mount(
-    app: typer.Typer, name: str, cls: type[Settings], body: Body, *, has_plan: bool = False
+    app: typer.Typer,
+    name: str,
+    cls: type[Settings],
+    body: Body,
+    *,
+    has_plan: bool = False,
+    in_parallel: bool = False,
 ) -> None:
-    """Add a command to the app. Its help is the body's docstring and the fields' docstrings."""
+    """Add a command to the app. Its help is the body's docstring and the fields' docstrings.
+
+    One that runs `in_parallel` may be started by torchrun; the first process speaks for all.
+    """
 
     def run(**values: Any) -> None:
+        if not (in_parallel or launch.is_alone()):
+            raise InputError(f"eff {name} is the work of one process", "start it without torchrun")
         if values["offline"]:
             go_offline()
         given = Given(
@@ -50,7 +63,9 @@ def mount(
             values["config"],
             bool(values.get("dry_run")),
         )
-        body(given, Screen(as_json=values["json"], quiet=values["quiet"]))
+        is_heard = launch.rank() == 0
+        screen = Screen(values["json"], quiet=values["quiet"] or not is_heard, is_heard=is_heard)
+        body(given, screen)
 
     shared = [p for p in _SHARED if has_plan or p.name != "dry_run"]
     run.__signature__ = inspect.Signature([*parameters(cls), *shared])  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from effcli.engine.device import Device
 from effcli.engine.records import Diverged
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.report import Report
-from effcli.errors import DivergedError, ResourceError, Stopped
+from effcli.errors import DivergedError, EffError, ResourceError, Stopped
 
 
 def resuming(command: str, folder: Path) -> str:
@@ -15,11 +15,13 @@ def resuming(command: str, folder: Path) -> str:
     return f"eff {command} --resume --out {shlex.quote(str(folder))}"
 
 
-def stopped(error: Stopped, command: str, report: Report) -> Stopped:
-    """A signal came, and everything is saved."""
+def stopped(error: Stopped | ResourceError, command: str, report: Report) -> EffError:
+    """A signal came, or another process is gone, and everything is saved."""
     message = f"{error.message}; step {report.steps} is saved in {report.run}"
     hint = f"continue with: {resuming(command, Path(report.run))}"
-    return Stopped(error.signal_number, message, hint, report.as_json())
+    if isinstance(error, Stopped):
+        return Stopped(error.signal_number, message, hint, report.as_json())
+    return ResourceError(message, hint, report.as_json())
 
 
 def diverged(record: Diverged, rate: float, checkpoints: Path, report: Report) -> DivergedError:

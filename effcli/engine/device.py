@@ -1,7 +1,4 @@
-"""Where a run happens: processor, precision, threads, compilation, memory, randomness.
-
-Several processes will enter here, too: the process group, and who writes.
-"""
+"""Where a run happens: processor, precision, threads, compilation, memory, randomness."""
 
 import ctypes
 import os
@@ -13,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from effcli import launch
+from effcli.engine.processes import join
 from effcli.engine.protocols import LanguageModel
 from effcli.errors import InputError
 from effcli.settings.train import DeviceSettings
@@ -28,7 +27,11 @@ class Device:
     def __init__(self, settings: DeviceSettings) -> None:
         self.kind = _kind(settings.name)
         self.torch = torch.device(self.kind)
-        self.threads = settings.threads or _cores()
+        if self.kind == "cuda":
+            self.torch = torch.device("cuda", launch.local_rank())
+            torch.cuda.set_device(self.torch)
+        self.processes = join(self.kind)
+        self.threads = settings.threads or max(1, _cores() // launch.local_world())
         torch.set_num_threads(self.threads)
         if settings.allocator == "keep":
             _keep_freed_memory()
@@ -53,7 +56,8 @@ class Device:
         """What decides speed, in one line."""
         name = torch.cuda.get_device_name() if self.kind == "cuda" else _cpu_name()
         threads = f", {self.threads} threads" if self.kind == "cpu" else ""
-        return f"{name}{threads}, {str(self.dtype).removeprefix('torch.')}"
+        times = "" if launch.is_alone() else f"{launch.world()} × "
+        return f"{times}{name}{threads}, {str(self.dtype).removeprefix('torch.')}"
 
     def synchronize(self) -> None:
         """Wait until everything asked for is done."""

@@ -13,7 +13,7 @@ from effcli.engine.measure.meter import Budget, Meter
 from effcli.engine.optim.optimizer import Optimizer
 from effcli.engine.protocols import Batch, BatchSource, LanguageModel, Objective
 from effcli.engine.records import Diverged, Step, Stop, never
-from effcli.errors import Stopped
+from effcli.errors import EffError, Stopped
 
 
 @dataclass
@@ -53,17 +53,23 @@ class Parts:
         shape = (sequences, self.model.context)
         nothing = torch.empty(shape, dtype=torch.long, device="meta")
         bill = self.objective.flops(self.model, Batch(nothing, nothing, nothing[:, 0]))
-        return sum(bill.values()) + self.optimizer.flops
+        return sum(bill.values()) + self.update_flops
+
+    @property
+    def update_flops(self) -> float:
+        """What moving the weights costs: every process does it."""
+        return self.optimizer.flops * self.device.processes.world
 
     def compile(self, sequences: int) -> None:
         """Compile the model and run every shape once, leaving no trace but speed.
 
-        Steps of `sequences` are cut into micro-batches and perhaps a shorter last one;
-        evaluation has whole micro-batches only.
+        This process's share of `sequences` is cut into micro-batches and perhaps a shorter
+        last one; evaluation has whole micro-batches only.
         """
         rng = self.device.rng_state()
-        last = sequences % self.micro
-        sizes = {True: [self.micro, *([last] if last else [])], False: [self.micro]}
+        start, stop = self.device.processes.share(sequences)
+        whole, last = divmod(stop - start, self.micro)
+        sizes = {True: [self.micro] * min(whole, 1) + [last] * min(last, 1), False: [self.micro]}
         self.model.trunk.compile(dynamic=False)
         for is_training, size in [(way, size) for way in sizes for size in sizes[way]]:
             shape = (size, self.model.context)
@@ -84,35 +90,32 @@ def train(parts: Parts, *, until: float = 1.0, stop: Stop = never) -> Iterator[S
     The caller drives: between two steps it may evaluate, save or end. A signal ends the
     loop inside a step, too; the parts are then as they were before that step.
     """
-    model, meter, optimizer, batches = parts.model, parts.meter, parts.optimizer, parts.batches
-    model.train()
-    while (progress := parts.budget.progress(meter)) < until:
+    meter, optimizer, batches = parts.meter, parts.optimizer, parts.batches
+    processes = parts.device.processes
+    parts.model.train()
+    while True:
+        progress = processes.begin_step(parts.budget.progress(meter), meter.steps)
+        if progress >= until:
+            return
         with meter.timing("train"):
             factor = parts.schedule(progress)
             boundary = (batches.state_dict(), parts.device.rng_state())
             batch = batches.draw(progress)
-            losses: list[Tensor] = []
-            bill: dict[str, float] = {}
-            for micro in _micro_batches(batch, parts.micro):
-                if (signal_number := stop()) is not None:
-                    optimizer.zero_grad()
-                    batches.load_state_dict(boundary[0])
-                    parts.device.set_rng_state(boundary[1])
-                    raise Stopped(signal_number, "on request, inside a step")
-                micro = micro.to(parts.device.torch)
-                share = len(micro) / len(batch)
-                loss = parts.objective(model, micro)
-                (loss.mean * share).backward()  # type: ignore[no-untyped-call]
-                losses.append(loss.mean.detach() * share)
-                batches.feedback(micro, loss)
-                for account, flops in parts.objective.flops(model, micro).items():
-                    bill[account] = bill.get(account, 0.0) + flops
+            bill = parts.objective.flops(parts.model, batch)
+            try:
+                losses = _accumulate(parts, batch, stop)
+                processes.add_up([*optimizer.gradients(), losses])
+            except EffError:  # a signal, or another process that is gone
+                optimizer.zero_grad()
+                batches.load_state_dict(boundary[0])
+                parts.device.set_rng_state(boundary[1])
+                raise
             # The first look at a result, so that a GPU never waits inside a step.
-            mean, norm = torch.stack(losses).double().sum().item(), optimizer.clip().item()
+            mean, norm = losses.item(), optimizer.clip().item()
             lr = optimizer.groups[0].lr * factor
             if is_finite := math.isfinite(mean) and math.isfinite(norm):
                 optimizer.step(factor)
-                bill["train"] = bill.get("train", 0.0) + optimizer.flops
+                bill["train"] = bill.get("train", 0.0) + parts.update_flops
             optimizer.zero_grad()
         for account, flops in bill.items():
             meter.charge(account, flops)
@@ -123,6 +126,22 @@ def train(parts: Parts, *, until: float = 1.0, stop: Stop = never) -> Iterator[S
         meter.steps += 1
         spent = (meter.tokens, meter.spent_flops(), meter.spent_seconds())
         yield Step(meter.steps, progress, mean, lr, norm, *spent)
+
+
+def _accumulate(parts: Parts, batch: Batch, stop: Stop) -> Tensor:
+    """Add up the gradients of this process's part of a batch; returns its part of the loss."""
+    losses: list[Tensor] = []
+    mine = batch.part(*parts.device.processes.share(len(batch)))
+    for micro in _micro_batches(mine, parts.micro):
+        if (signal_number := stop()) is not None:
+            raise Stopped(signal_number, "on request, inside a step")
+        micro = micro.to(parts.device.torch)
+        share = len(micro) / len(batch)
+        loss = parts.objective(parts.model, micro)
+        (loss.mean * share).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.mean.detach() * share)
+        parts.batches.feedback(micro, loss)
+    return torch.stack(losses).double().sum()
 
 
 def _micro_batches(batch: Batch, size: int) -> Iterator[Batch]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from effcli import launch
 from effcli.engine import advice
 from effcli.engine.assemble import assemble
 from effcli.engine.closing import close_run
@@ -20,6 +21,7 @@ from effcli.engine.measure.energy import open_counter
 from effcli.engine.measure.evaluate import HeldOut, held_out_loss
 from effcli.engine.measure.peak import peak_flops
 from effcli.engine.plan import forecast
+from effcli.engine.processes import ProcessLost
 from effcli.engine.records import (
     Diverged,
     Evaluation,
@@ -31,14 +33,13 @@ from effcli.engine.records import (
     unwatched,
 )
 from effcli.engine.runs import checkpoint
-from effcli.engine.runs.lock import locked
+from effcli.engine.runs.claim import claimed
 from effcli.engine.runs.logbook import Logbook
 from effcli.engine.runs.page import write_page
 from effcli.engine.runs.report import Report, report_of
-from effcli.engine.runs.rundir import ENV, LOCK, TOKENIZER, RunDir, new_folder, status
+from effcli.engine.runs.rundir import ENV, status
 from effcli.engine.runs.trained import build_model, require_memory
 from effcli.errors import EffError, InputError, Stopped
-from effcli.settings.layers import storable
 from effcli.settings.train import TrainSettings
 
 
@@ -68,44 +69,27 @@ class Session:
         at: TracebackType | None,
     ) -> None:
         if error is not None and not isinstance(error, EffError | KeyboardInterrupt):
-            (self.run.folder / "error.log").write_text("".join(traceback.format_exception(error)))
+            name = f"error-{launch.rank()}.log" if launch.rank() else "error.log"
+            (self.run.folder / name).write_text("".join(traceback.format_exception(error)))
         self._stack.close()
 
     def _open(self) -> None:
         settings = self.settings
         self.corpus = Corpus.open(locate(settings.data))
         device = Device(settings.device)
+        device.processes.share(settings.batch.sequences)
         vocab_size = self.corpus.tokenizer.vocab_size
         require_memory(settings.model, vocab_size, device)
         model = build_model(settings.model, vocab_size, settings.seed)
         token_bytes = self.corpus.tokenizer.token_bytes
         amount = settings.evaluation.tokens
         self.held_out = HeldOut.of(self.corpus.val, token_bytes, model.context, amount)
-        self.run = self._claim_folder()
+        self._stop = device.processes.enter(self._stop, settings.seed)
+        claim = claimed(self.command, settings, self.corpus, device.processes)
+        self.run = self._stack.enter_context(claim)
         device.adopt(model)
         self.parts = assemble(settings, model, self.corpus.train, device)
         self._log = Logbook(self.run, self.parts.meter, device, self._watch)
-
-    def _claim_folder(self) -> RunDir:
-        settings = self.settings
-        folder = settings.out or new_folder(f"{self.command}-{settings.preset}")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._stack.enter_context(locked(folder / LOCK, f"the run in {folder}"))
-        run = RunDir(folder)
-        if run.has_begun and not settings.resume:
-            hint = "continue it with --resume, or choose another --out"
-            raise InputError(f"{folder} holds a run already", hint)
-        if not run.has_begun:
-            # A tokenizer alone is what a run leaves that was killed before it began.
-            others = (path.name for path in folder.iterdir() if path.name != TOKENIZER)
-            if any(not name.startswith(".") for name in others):
-                raise InputError(f"{folder} holds something else", "choose another --out")
-            self.corpus.tokenizer.save(folder / TOKENIZER)
-            # By its full path: a run goes on from any folder, whatever was prepared since.
-            where = {"data": str(self.corpus.folder.resolve())}
-            run.begin(self.command, {**storable(settings), **where})
-        self._stack.callback(run.close)
-        return run
 
     def train(self, **facts: Any) -> Report:
         """Spend the budget, recording every step, and report. `facts` are kept with the run."""
@@ -121,8 +105,11 @@ class Session:
             self._spend()
             self._look()
             self._save()
-            close_run(self.parts, self.corpus, self.held_out, self._log, self.settings, self._stop)
-        except Stopped as error:
+            if self.parts.device.processes.is_first:
+                self._close()
+        except (Stopped, ProcessLost) as error:
+            if not self.parts.device.processes.is_first and isinstance(error, ProcessLost):
+                raise
             self._save()
             raise advice.stopped(error, self.command, self._end("stopped")) from None
         except Exception as error:
@@ -131,6 +118,9 @@ class Session:
                 raise advice.out_of_memory(self.command, folder, micro, device) from error
             raise
         return self._end("complete")
+
+    def _close(self) -> None:
+        close_run(self.parts, self.corpus, self.held_out, self._log, self.settings, self._stop)
 
     def _spend(self) -> None:
         settings, meter = self.settings, self.parts.meter
@@ -178,11 +168,13 @@ class Session:
         self._log.ledger(state, self._unique_tokens())
         self.run.position()
         self.run.seal()
-        report = report_of(self.run.folder)
-        report.write()
-        if state == "complete":
-            write_page(self.run.folder, report)
-        return report
+        if self.parts.device.processes.is_first:
+            report = report_of(self.run.folder)
+            report.write()
+            if state == "complete":
+                write_page(self.run.folder, report)
+        self.parts.device.processes.wait()
+        return report_of(self.run.folder)
 
     def _unique_tokens(self) -> int:
         """Of those trained on: the last batch may have been drawn and not used."""
@@ -203,10 +195,12 @@ class Session:
         """Decide about compilation once per run, write down where it happens, and compile."""
         parts, settings = self.parts, self.settings
         known = self.run.env() if (self.run.folder / ENV).exists() else {}
-        peak = known.get("peak_flops_per_second") or peak_flops(parts.device)
+        processes = parts.device.processes
+        peak = processes.first(known.get("peak_flops_per_second") or peak_flops(parts.device))
         ahead = forecast(settings, parts, self.corpus.train.tokens, peak)
         wish = {"on": True, "off": False}.get(settings.device.compile)
-        compiles = known.get("compiled", ahead.earns_compiling if wish is None else wish)
+        chosen = known.get("compiled", ahead.earns_compiling if wish is None else wish)
+        compiles = processes.first(chosen)
         self.run.describe(
             {
                 "command": self.command,
@@ -230,7 +224,7 @@ class Session:
     def _save(self) -> None:
         """Commit a checkpoint of this step, unless there is one."""
         step = self.parts.meter.steps
-        if self._saved_at == step:
+        if self._saved_at == step or not self.parts.device.processes.is_first:
             return
         state = {
             "parts": self.parts.state_dict(),
@@ -256,8 +250,14 @@ class Session:
 
     def _restore(self) -> None:
         """Continue from the newest whole checkpoint; from the start if none was ever saved."""
-        checkpoint.clean(self.run.checkpoints)
+        processes = self.parts.device.processes
+        if not processes.is_first:
+            processes.wait()  # until what is damaged was set aside
+        else:
+            checkpoint.clean(self.run.checkpoints)
         place, warnings = checkpoint.newest(self.run.checkpoints)
+        if processes.is_first:
+            processes.wait()
         for warning in warnings:
             self._log.tell(Notice(warning))
         if place is None:

@@ -29,13 +29,17 @@ class _Stream(Console):
 class Screen:
     """The two streams of a command, as its flags want them."""
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
-        self.as_json, self.quiet = as_json, quiet
+    def __init__(
+        self, as_json: bool = False, *, quiet: bool = False, is_heard: bool = True
+    ) -> None:
+        self.as_json, self.quiet, self._is_heard = as_json, quiet, is_heard
         self.out = _Stream(stderr=False)
         self.err = _Stream(stderr=True)
 
     def result(self, document: Any, *drawn: RenderableType) -> None:
         """Show a result: as one JSON document, or drawn for people."""
+        if not self._is_heard:
+            return
         if self.as_json:
             print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
         else:

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from effcli import launch
 from effcli.settings.train import EnergySettings
 
 _POWERCAP = Path("/sys/class/powercap")
@@ -24,7 +25,10 @@ def open_counter(device_kind: str, settings: EnergySettings) -> EnergyCounter:
     """The best counter there is: the GPU's, the CPU's, else an estimate that says so."""
     if device_kind == "cuda":
         return _Nvml.open() or _Estimate(settings, settings.watts_per_gpu)
-    return _Rapl.open() or _Estimate(settings, 0.0)
+    rapl = _Rapl.open()
+    if rapl is not None and launch.local_rank() > 0:
+        rapl.is_shared = True
+    return rapl or _Estimate(settings, 0.0)
 
 
 class _Nvml:
@@ -56,6 +60,8 @@ class _Rapl:
     """The CPU packages' own counters; Linux lets only some users read them."""
 
     source = "measured:rapl"
+    is_shared = False
+    """Whether another process on this machine counts the same joules."""
 
     def __init__(self, zones: list[Path]) -> None:
         self._files = [zone / "energy_uj" for zone in zones]
@@ -77,7 +83,7 @@ class _Rapl:
             now = int(file.read_text())
             self._microjoules += (now - self._last[index]) % (self._ranges[index] + 1)
             self._last[index] = now
-        return self._microjoules / 1e6
+        return 0.0 if self.is_shared else self._microjoules / 1e6
 
 
 class _Estimate:

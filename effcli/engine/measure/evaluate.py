@@ -68,7 +68,8 @@ def held_out_loss(
     model.eval()
     total, windows = 0.0, torch.from_numpy(held_out.tokens)
     try:
-        for start in range(0, len(windows), batch):
+        processes = device.processes
+        for start in range(batch * processes.rank, len(windows), batch * processes.world):
             if (signal_number := stop()) is not None:
                 raise Stopped(signal_number, "on request, during an evaluation")
             rows = torch.arange(start, start + batch) % len(windows)  # one shape for all batches
@@ -77,4 +78,4 @@ def held_out_loss(
             total += each[: len(windows) - start].double().sum().item()
     finally:
         model.train(was_training)
-    return total / held_out.predicted
+    return device.processes.total(total) / held_out.predicted

@@ -20,7 +20,7 @@ def cache_folder() -> Path:
 
 
 def peak_flops(device: Device, *, keep: bool = True) -> float:
-    """FLOPs per second of a large product in the run's precision."""
+    """FLOPs per second of a large product in the run's precision, all processes together."""
     path = cache_folder() / "peaks.json"
     key = f"{device.describe()} torch {torch.__version__} eff {__version__}"
     try:
@@ -29,8 +29,8 @@ def peak_flops(device: Device, *, keep: bool = True) -> float:
             return float(known[key])
     except InputError:
         known = {}
-    measured = _measure(device)
-    if keep:
+    measured = _measure(device) * device.processes.world
+    if keep and device.processes.is_first:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {**(known if isinstance(known, dict) else {}), key: measured})

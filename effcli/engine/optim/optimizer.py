@@ -1,5 +1,6 @@
 """Several optimizers, each for its tensors, moved as one."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,10 +35,14 @@ class Optimizer:
         routed = [id(p) for p in self._parameters]
         assert sorted(routed) == sorted(map(id, model.parameters())), "a tensor is not routed once"
         self._parts = [_part(group, settings) for group in self.groups]
-        self.flops = sum(map(newton_schulz_flops, self._of("muon")))
+        self.flops = math.fsum(map(newton_schulz_flops, self._of("muon")))
 
     def _of(self, rule: str) -> list[Tensor]:
         return [p for group in self.groups if group.rule == rule for _, p in group.tensors]
+
+    def gradients(self) -> list[Tensor]:
+        """The gradient of every tensor that has one."""
+        return [p.grad for p in self._parameters if p.grad is not None]
 
     def clip(self) -> Tensor:
         """Scale the whole gradient down to the allowed norm; returns the norm it had."""

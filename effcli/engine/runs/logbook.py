@@ -41,7 +41,8 @@ class Logbook:
         assert self._counter is not None
         now, joules = self._counter.read(), self._meter.joules
         source = self._counter.source
-        joules[source] = joules.get(source, 0.0) + now - self._read
+        spent = self._device.processes.total(now - self._read)
+        joules[source] = joules.get(source, 0.0) + spent
         self._read = now
         return sum(joules.values())
 

@@ -164,6 +164,28 @@ class RunDir:
                     yield row
 
 
+class Bystander(RunDir):
+    """A run's folder for a process that another one writes for."""
+
+    def begin(self, command: str, settings: dict[str, Any]) -> None:
+        """Written by the other."""
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Written by the other."""
+
+    def append(self, record: Record) -> None:
+        """Written by the other."""
+
+    def rewind(self, position: int) -> None:
+        """Written by the other."""
+
+    def seal(self) -> None:
+        """Written by the other."""
+
+    def unseal(self) -> None:
+        """Written by the other."""
+
+
 def environment() -> dict[str, Any]:
     """Versions and the commit, for whoever wants the same result again."""
     packages = ("torch", "numpy", "datasets", "tiktoken", "safetensors")

@@ -1,0 +1,135 @@
+"""The processes of a run: one, or several under torchrun, each with its share of every step.
+
+All of them hold the whole model, draw the same batch, work on their own part of it and
+add up the gradients; so the order of the data and the result do not depend on their
+number. What a process decides from its own clock or signals is agreed on first, else
+one would wait forever for another. A model in parts (FSDP) would enter here, too.
+"""
+
+import atexit
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from effcli import launch
+from effcli.engine.data.order import mix64
+from effcli.engine.records import Stop
+from effcli.errors import InputError, ResourceError
+
+BUCKET = 2**24  # elements that are added up at once
+
+
+class ProcessLost(ResourceError):
+    """Another process of the run is gone."""
+
+
+class Processes:
+    """What the processes of a run do together. Alone, every method is trivial."""
+
+    def __init__(self) -> None:
+        self.rank, self.world = launch.rank(), launch.world()
+        self._is_lost = False
+        self._signal: int | None = None
+        self._asks: Stop | None = None
+        self._seed = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def enter(self, stop: Stop, seed: int) -> Stop:
+        """Begin a run; returns how to ask whether any process was told to stop."""
+        if self.world == 1:
+            return stop
+        self._asks, self._seed = stop, seed
+        return lambda: self._signal
+
+    def begin_step(self, progress: float, step: int) -> float:
+        """Agree on the progress (the first one's) and on signals, and draw random numbers apart."""
+        if self.world == 1:
+            return progress
+        asked = self._asks() if self._asks is not None else None
+        mine = torch.tensor([progress if self.is_first else 0.0, asked or 0], dtype=torch.float64)
+        self._together(dist.all_reduce, mine, op=dist.ReduceOp.MAX)
+        self._signal = int(mine[1].item()) or None
+        own = mix64(mix64(self._seed) ^ mix64(step) ^ self.rank)
+        torch.manual_seed(own % 2**63)  # a function of the step, so that resuming is exact
+        return mine[0].item()
+
+    def share(self, items: int) -> tuple[int, int]:
+        """The part of a step's sequences that is this process's."""
+        if items < self.world:
+            message = f"{self.world} processes cannot share a step of {items} sequences"
+            raise InputError(message, "start fewer, or raise batch.sequences")
+        return items * self.rank // self.world, items * (self.rank + 1) // self.world
+
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes."""
+        if self.world == 1:
+            return
+        bucket: list[Tensor] = []
+        for tensor in tensors:
+            is_other = bool(bucket) and bucket[0].dtype != tensor.dtype
+            if is_other or sum(map(Tensor.numel, bucket)) + tensor.numel() > BUCKET:
+                self._add_up(bucket)
+                bucket = []
+            bucket.append(tensor)
+        self._add_up(bucket)
+
+    def total(self, value: float) -> float:
+        """The sum of a number over all processes that are left."""
+        if self.world == 1 or self._is_lost:
+            return value
+        sum_ = torch.tensor(value, dtype=torch.float64)
+        self._together(dist.all_reduce, sum_)
+        return sum_.item()
+
+    def first(self, value: Any) -> Any:
+        """What the first process says: numbers and strings, as JSON has them."""
+        if self.world == 1:
+            return value
+        said = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        size = torch.tensor(len(said))
+        self._together(dist.broadcast, size, src=0)
+        heard = said if self.is_first else torch.empty(int(size), dtype=torch.uint8)
+        self._together(dist.broadcast, heard, src=0)
+        return json.loads(bytes(heard.tolist()))
+
+    def wait(self) -> None:
+        """Until all are here."""
+        self.total(0.0)
+
+    def _add_up(self, bucket: Sequence[Tensor]) -> None:
+        if not bucket:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        self._together(dist.all_reduce, flat)
+        parts = torch.split(flat, [tensor.numel() for tensor in bucket])
+        for tensor, part in zip(bucket, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def _together(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        try:
+            work(*arguments, **options)
+        except RuntimeError as error:
+            self._is_lost = True
+            raise ProcessLost("another process of this run has ended") from error
+
+
+@cache
+def join(kind: str) -> Processes:
+    """Meet the other processes, once; `kind` is the device's."""
+    processes = Processes()
+    if processes.world > 1:
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+        except (RuntimeError, ValueError) as error:
+            raise ResourceError(f"the processes of this run do not meet: {error}") from None
+        atexit.register(dist.destroy_process_group)
+    return processes

@@ -1,0 +1,170 @@
+"""Several processes under torchrun: the same stream, the same losses, one that writes."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, Settings
+
+from effcli.engine.processes import Processes
+from effcli.engine.runs import checkpoint
+from effcli.engine.runs.report import report_of
+from effcli.engine.runs.rundir import RunDir
+from effcli.engine.session import Session
+from effcli.errors import InputError
+from effcli.methods import baseline
+
+SETS = [part for assignment in TINY for part in ("--set", assignment)]
+
+
+def _torchrun(count: int, *arguments: Any, **options: Any) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", str(count), "-m", "effcli", "baseline", *SETS]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def _losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in RunDir(folder).records() if row["kind"] == "step"]
+
+
+@pytest.fixture(scope="module")
+def pair(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes."""
+    folder = tmp_path_factory.mktemp("pair") / "two"
+    budget = ["--steps", 12, "--eval-every", 6, "--set", "batch.sequences=5"]
+    process = _torchrun(2, "--data", corpus_folder, "--out", folder, *budget, "--json")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert json.loads(out)["run"] == str(folder)  # one document: one process speaks
+    return folder
+
+
+def test_the_result_does_not_depend_on_the_number_of_processes(
+    tiny: Settings, pair: Path, place: Path
+) -> None:
+    settings = tiny("batch.sequences=5", steps=12, eval_every=6, out=place / "one")
+    with Session("baseline", settings, lambda _: None, lambda: None) as session:
+        one, moving = session.train(), session.parts.optimizer.flops
+    two = report_of(pair)
+    assert _losses(pair) == pytest.approx(_losses(place / "one"), abs=1e-4)
+    assert one.held_out is not None
+    assert two.held_out is not None
+    assert two.held_out.loss == pytest.approx(one.held_out.loss, abs=1e-4)
+    assert (two.tokens, two.unique_tokens, two.steps) == (one.tokens, one.unique_tokens, one.steps)
+    assert two.flops["eval"] == one.flops["eval"]
+    # Each process moves all the weights, and that is billed.
+    assert two.flops["train"] - one.flops["train"] == 12 * moving > 0
+
+
+def test_one_process_writes_the_folder(pair: Path) -> None:
+    assert not list(pair.glob("error*"))
+    assert [place.name for place in checkpoint.steps(pair / "checkpoints")] == ["step-000000012"]
+    rows = [json.loads(line) for line in (pair / "records.jsonl").read_text().splitlines()]
+    assert sum(row["kind"] == "step" for row in rows) == 12
+    assert "2 × " in json.loads((pair / "env.json").read_text())["device"]
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    tiny: Settings, place: Path, corpus_folder: Path
+) -> None:
+    settings = tiny(steps=300, recipe="textbook", out=place / "r")  # which rounding does not shake
+    whole = baseline.run(settings.model_copy(update={"out": place / "whole"}))
+    budget = ["--data", corpus_folder, "--steps", 300, "--eval-every", 0, "--save-every", 0]
+    recipe = ["--recipe", "textbook"]
+    process = _torchrun(2, *budget, *recipe, "--out", place / "r")
+    _wait_for_steps(process, place / "r", 5)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert "is saved in" in err, err
+    assert err.count("error: ") + err.count("stopped: ") == 1
+    before = _losses(place / "r")
+    assert 5 <= len(before) < 300
+    report = baseline.run(settings.model_copy(update={"resume": True}))
+    assert report.status == "complete"
+    assert _losses(place / "r")[: len(before)] == before
+    assert _losses(place / "r") == pytest.approx(_losses(place / "whole"), abs=5e-3)
+    assert report.tokens == whole.tokens
+
+
+def test_a_process_that_dies_ends_the_run_with_one_line(place: Path, corpus_folder: Path) -> None:
+    budget = ["--data", corpus_folder, "--steps", 5000, "--eval-every", 0, "--save-every", 0]
+    process = _torchrun(2, *budget, "--out", place / "r")
+    _wait_for_steps(process, place / "r", 5)
+    os.kill(next(_ranks(process.pid, "1")), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    said = [line for line in err.splitlines() if line.startswith(("error:", "stopped:"))]
+    assert len(said) == 1, err
+    assert "is saved in" in said[0]
+    saved = checkpoint.steps(place / "r" / "checkpoints")
+    assert len(saved) == 1
+    assert checkpoint.damage(saved[0]) is None
+    assert int(saved[0].name.removeprefix("step-")) >= 5
+
+
+def test_bad_input_is_said_once(place: Path, corpus_folder: Path) -> None:
+    process = _torchrun(2, "--data", "nowhere", "--steps", 3)
+    _, err = process.communicate(timeout=60)
+    assert err.count("error: there is no corpus") == 1
+
+
+def test_other_commands_are_the_work_of_one_process(
+    eff: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = eff("prepare", "grammar:1")
+    assert code == 2
+    assert "one process" in err
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_shares_are_whole_and_even(world: int) -> None:
+    shares = []
+    for rank in range(world):
+        processes = Processes()
+        processes.rank, processes.world = rank, world
+        shares.append(processes.share(11))
+    assert shares[0][0] == 0
+    assert shares[-1][1] == 11
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(shares))
+    sizes = [stop - start for start, stop in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_more_processes_than_sequences_are_refused() -> None:
+    processes = Processes()
+    processes.world = 8
+    with pytest.raises(InputError, match="8 processes"):
+        processes.share(5)
+
+
+def _wait_for_steps(process: subprocess.Popen[str], folder: Path, steps: int) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "records.jsonl").exists() and len(_losses(folder)) >= steps:
+            return
+        time.sleep(0.05)
+    process.kill()
+    pytest.fail("".join(process.communicate()))
+
+
+def _ranks(launcher: int, rank: str) -> Iterator[int]:
+    """The launcher's children of one rank."""
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            yield int(child)
