@@ -11,22 +11,27 @@ def generate(given: Given, screen: Screen) -> None:
     """Continue a text with a trained run."""
     settings = given.resolve().settings
     from effcli.engine.interrupt import Interrupt
-    from effcli.methods.generate import stream
+    from effcli.methods.generate import stream, texts
 
-    is_streamed = not screen.as_json and settings.num_return_sequences == 1
-    texts: list[str] = []
+    copies = settings.num_return_sequences
     with Interrupt() as stop:
-        for number, (texts, news) in enumerate(stream(settings, stop)):
-            if is_streamed:
-                begun = settings.prompt if number == 0 else ""
+        if not screen.as_json and len(settings.prompts) * copies == 1:
+            begun = settings.prompts[0]
+            for news in stream(settings, stop):
                 screen.out.print(Text(safe(begun + news)), end="", soft_wrap=True)
-    if is_streamed:
-        screen.out.print()
-        return
-    document = {"schema": 1, "command": "generate", "run": str(settings.run)}
-    drawn = [
-        piece
-        for number, text in enumerate(texts, start=1)
-        for piece in (Text(f"--- {number}", "dim"), Text(safe(settings.prompt + text)))
+                begun = ""
+            screen.out.print()
+            return
+        written = texts(settings, stop)
+    results = [
+        {"prompt": prompt, "texts": several}
+        for prompt, several in zip(settings.prompts, written, strict=True)
     ]
-    screen.result({**document, "prompt": settings.prompt, "texts": texts}, *drawn)
+    whole = [safe(row["prompt"] + text) for row in results for text in row["texts"]]
+    drawn = [
+        Text.assemble((f"--- {number}\n", "dim"), text)
+        for number, text in enumerate(whole, start=1)
+    ]
+    document = {"schema": 1, "command": "generate", "run": str(settings.run)}
+    found = results[0] if len(results) == 1 else {"results": results}
+    screen.result({**document, **found}, *drawn)

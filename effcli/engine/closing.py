@@ -35,7 +35,7 @@ def close_run(
                 num_return_sequences=settings.evaluation.samples,
                 seed=settings.seed,
             )
-            *_, writings = write(parts.model, corpus.tokenizer, "", sampling, stop)
+            *_, writings = write(parts.model, corpus.tokenizer, [""], sampling, stop)
             for writing in writings:
                 log.note(Sample("", writing.text(corpus.tokenizer, ())))
                 shape = (1, len(writing.ids))

@@ -74,6 +74,8 @@ class LanguageModel(nn.Module, ABC):
     """Everything below the head: from ids, and perhaps a cache, to the last features."""
     dtype: torch.dtype = torch.float32
     """Type of activations and products; the weights themselves are float32."""
+    settled_head: Tensor | None = None
+    """The head in the type of products, where it will not change any more."""
 
     def features(
         self, tokens: Int[Tensor, "batch time"], cache: Any = None
@@ -121,7 +123,10 @@ class LanguageModel(nn.Module, ABC):
 
     def logits(self, features: Float[Tensor, "*any width"]) -> Float[Tensor, "*any vocab"]:
         """What the head makes of features, in float32."""
-        logits = (features @ self.head.to(features.dtype).T)[..., : self.vocab_size].float()
+        head = self.settled_head
+        if head is None:
+            head = self.head[: self.vocab_size].to(features.dtype)
+        logits = (features @ head.T).float()
         return logits if not self.soft_cap else self.soft_cap * (logits / self.soft_cap).tanh()
 
 

@@ -2,16 +2,32 @@
 
 from collections.abc import Iterator
 
+from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
 from effcli.engine.models.generate import write
+from effcli.engine.protocols import LanguageModel
 from effcli.engine.records import Stop
-from effcli.engine.runs.trained import open_trained
+from effcli.engine.runs.trained import open_trained, settle
 from effcli.settings.generate import GenerateSettings
 
 
-def stream(settings: GenerateSettings, stop: Stop) -> Iterator[tuple[list[str], str]]:
-    """All texts so far, and what is new in the first one, after every token."""
+def texts(settings: GenerateSettings, stop: Stop) -> list[list[str]]:
+    """What continues each prompt, as often as asked."""
+    model, tokenizer = _opened(settings)
+    *_, writings = write(model, tokenizer, settings.prompts, settings, stop)
+    written = [writing.text(tokenizer, settings.stop) for writing in writings]
+    copies = settings.num_return_sequences
+    return [written[start : start + copies] for start in range(0, len(written), copies)]
+
+
+def stream(settings: GenerateSettings, stop: Stop) -> Iterator[str]:
+    """One text that continues one prompt, bit by bit."""
+    model, tokenizer = _opened(settings)
+    for (writing,) in write(model, tokenizer, settings.prompts, settings, stop):
+        yield writing.news(tokenizer, settings.stop)
+
+
+def _opened(settings: GenerateSettings) -> tuple[LanguageModel, Tokenizer]:
     model, tokenizer = open_trained(settings.run, Device(settings.device))
-    for writings in write(model, tokenizer, settings.prompt, settings, stop):
-        texts = [writing.text(tokenizer, settings.stop) for writing in writings]
-        yield texts, writings[0].news(tokenizer, settings.stop)
+    settle(model)
+    return model, tokenizer

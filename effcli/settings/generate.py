@@ -41,14 +41,14 @@ class GenerateSettings(SamplingSettings):
 
     run: Annotated[Path, Flag(positional=True, metavar="RUN")]
     """Folder of a run."""
-    prompt: Annotated[str, Flag(positional=True, metavar="PROMPT")] = ""
-    """Text to continue; without one, a new document is begun."""
+    prompts: Annotated[tuple[str, ...], Flag(positional=True, metavar="PROMPT")] = ("",)
+    """Texts to continue, all at once; without one, a new document is begun."""
 
-    @field_validator("prompt")
+    @field_validator("prompts")
     @classmethod
-    def _is_text(cls, prompt: str) -> str:
-        if any("\ud800" <= character <= "\udfff" for character in prompt):
+    def _are_texts(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        if any("\ud800" <= character <= "\udfff" for prompt in prompts for character in prompt):
             raise ValueError("not valid UTF-8")
-        return prompt
+        return prompts or ("",)
 
     device: DeviceSettings = DeviceSettings(compile="off")

@@ -122,7 +122,7 @@ def test_greedy_text_is_the_most_likely_one(run: Path) -> None:
     device = Device(DeviceSettings(name="cpu", precision="float32", threads=1))
     model, tokenizer = open_trained(run, device)
     settings = SamplingSettings(temperature=0, max_new_tokens=12)
-    *_, writings = write(model, tokenizer, "the", settings)
+    *_, writings = write(model, tokenizer, ["the"], settings)
     ids = [tokenizer.separator, *tokenizer.encode("the").tolist()]
     for token in writings[0].ids:
         with torch.no_grad():
@@ -333,5 +333,5 @@ def test_a_stop_text_of_long_characters_ends_the_writing() -> None:
 
     writing = Writing()
     for token in "и вот Ответ: да".encode():
-        _extend(writing, token, byte_tokenizer("bytes"), ("Ответ:",))
+        _extend(writing, token, byte_tokenizer("bytes"), SamplingSettings(stop=("Ответ:",)))
     assert writing.text(byte_tokenizer("bytes"), ()) == "и вот Ответ:"

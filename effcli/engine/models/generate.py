@@ -1,6 +1,6 @@
 """Text from a model, one token at a time, with the keys and values of the past kept."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -71,54 +71,61 @@ class Writing:
 def write(
     model: LanguageModel,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompts: Sequence[str],
     settings: SamplingSettings,
     stop: Stop = never,
 ) -> Iterator[list[Writing]]:
-    """Continue a prompt; yields all texts after every token. A new document is begun first.
+    """Continue prompts, all at once; yields all texts after every token.
 
-    When the context is full, the model goes on with the second half of what it sees.
+    A new document is begun before each prompt. The rows are aligned where they begin: while
+    a longer prompt is still being read, a shorter one is being continued already. When the
+    context is full, the model goes on with the second half of what it sees.
     """
     was_training = model.training
     model.eval()
-    device, count = model.head.device, settings.num_return_sequences
+    device, copies = model.head.device, settings.num_return_sequences
     generator = torch.Generator().manual_seed(settings.seed)
-    start = [tokenizer.separator, *map(int, tokenizer.encode(prompt))]
-    history = torch.tensor([start] * count, device=device)
-    seen = torch.zeros(count, model.vocab_size, dtype=torch.long, device=device)
+    given = [[tokenizer.separator, *map(int, tokenizer.encode(prompt))] for prompt in prompts]
+    given = [ids for ids in given for _ in range(copies)]
+    at = min(map(len, given))
+    history = torch.tensor([ids[:at] for ids in given], device=device)
+    seen = torch.zeros(len(given), model.vocab_size, dtype=torch.long, device=device)
     seen.scatter_add_(1, history, torch.ones_like(history))
-    writings = [Writing() for _ in range(count)]
-    cache, fresh = model.new_cache(count), history[:, -(model.context - 1) :]
+    writings = [Writing() for _ in given]
+    cache, fresh = model.new_cache(len(given)), history[:, -(model.context - 1) :]
     try:
-        for _ in range(settings.max_new_tokens):
+        while True:
             if (signal_number := stop()) is not None:
                 raise Stopped(signal_number, "on request, while writing")
             if cache.length + fresh.shape[1] > model.context:
-                cache, fresh = model.new_cache(count), history[:, -(model.context // 2) :]
+                cache, fresh = model.new_cache(len(given)), history[:, -(model.context // 2) :]
             logits = model.logits(model.features(fresh, cache)[:, -1])
             fresh = choose(logits, seen, settings, generator).unsqueeze(1)
+            reading = [(row, ids[at]) for row, ids in enumerate(given) if at < len(ids)]
+            for row, token in reading:
+                fresh[row] = token
             history = torch.cat([history, fresh], dim=1)[:, -model.context :]
             seen.scatter_add_(1, fresh, torch.ones_like(fresh))
-            for writing, token in zip(writings, fresh[:, 0].tolist(), strict=True):
-                _extend(writing, token, tokenizer, settings.stop)
+            for row, token in enumerate(fresh[:, 0].tolist()):
+                if at >= len(given[row]):
+                    _extend(writings[row], token, tokenizer, settings)
+            at += 1
             yield writings
             if all(writing.is_done for writing in writings):
                 return
-        for writing in writings:
-            writing.is_done = True
-        yield writings  # with what was held back in case a stop text had begun
     finally:
         model.train(was_training)
 
 
-def _extend(writing: Writing, token: int, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
+def _extend(writing: Writing, token: int, tokenizer: Tokenizer, s: SamplingSettings) -> None:
     if writing.is_done:
         return
     if token == tokenizer.separator:  # the document has ended
         writing.is_done = True
         return
     writing.ids.append(token)
-    if stops:
-        longest = max(len(stop.encode(errors="replace")) for stop in stops)  # a token has a byte
+    if s.stop:
+        longest = max(len(stop.encode(errors="replace")) for stop in s.stop)  # a token has a byte
         tail = tokenizer.decode(writing.ids[-longest - 4 :])
-        writing.is_done = any(stop in tail for stop in stops)
+        writing.is_done = any(stop in tail for stop in s.stop)
+    writing.is_done |= len(writing.ids) == s.max_new_tokens

@@ -7,6 +7,7 @@ import torch
 from effcli.catalog import MODELS
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
+from effcli.engine.models.layers import Linear
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.rundir import CHECKPOINTS, CONFIG, TOKENIZER
@@ -21,6 +22,15 @@ def build_model(settings: PartSettings, vocab_size: int, seed: int) -> LanguageM
     """A model with its initial weights."""
     model: LanguageModel = resolve_place(settings.place)(settings, vocab_size, seed)
     return model
+
+
+@torch.no_grad()
+def settle(model: LanguageModel) -> None:
+    """Cast weights once to the type that they are used in: only for a model that is not trained."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.to(model.dtype)
+    model.settled_head = model.head[: model.vocab_size].to(model.dtype)
 
 
 def require_memory(settings: PartSettings, vocab_size: int, device: Device) -> None:
