@@ -28,10 +28,8 @@ def generate(given: Given, screen: Screen) -> None:
         for prompt, several in zip(settings.prompts, written, strict=True)
     ]
     whole = [safe(row["prompt"] + text) for row in results for text in row["texts"]]
-    drawn = [
-        Text.assemble((f"--- {number}\n", "dim"), text)
-        for number, text in enumerate(whole, start=1)
-    ]
+    numbered = enumerate(whole, start=1)
+    drawn = [Text.assemble((f"--- {number}\n", "dim"), text) for number, text in numbered]
     document = {"schema": 1, "command": "generate", "run": str(settings.run)}
     found = results[0] if len(results) == 1 else {"results": results}
     screen.result({**document, **found}, *drawn)

@@ -106,6 +106,21 @@ def test_sampling_keeps_what_it_promises(sampling: dict[str, Any], allowed: set[
     assert set(drawn.tolist()) == allowed
 
 
+def test_a_batch_of_prompts_is_continued_like_each_alone(eff: Eff, run: Path) -> None:
+    prompts = ["the fox", "a", "once there was a crow who"]
+    exact = ["--set", "device.precision=float32"]
+    base = [*exact, "--temperature", "0", "--max-new-tokens", "50", "--json"]
+    together = json.loads(eff("generate", run, *prompts, *base)[1])["results"]
+    assert [row["prompt"] for row in together] == prompts
+    for row in together:
+        alone = json.loads(eff("generate", run, row["prompt"], *base)[1])
+        assert alone["texts"] == row["texts"]
+    code, out, _ = eff("generate", run, *prompts, *base[:-1], "--num-return-sequences", "2")
+    assert code == 0
+    assert out.count("---") == 6
+    assert out.startswith("--- 1\nthe fox")
+
+
 def test_sampling_follows_the_probabilities() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(20_000, 4)
     settings = SamplingSettings(temperature=1.0, top_p=1.0)
