@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 from effcli import __version__, launch
 from effcli.commands.baseline import baseline
+from effcli.commands.doctor import doctor
 from effcli.commands.generate import generate
 from effcli.commands.mount import mount
 from effcli.commands.prepare import prepare
@@ -29,7 +30,7 @@ from effcli.errors import (
 from effcli.settings.baseline import BaselineSettings
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
-from effcli.settings.reading import ReportSettings, VerifySettings
+from effcli.settings.reading import DoctorSettings, ReportSettings, VerifySettings
 from effcli.ui.console import flush, show_error
 
 app = typer.Typer(
@@ -43,6 +44,7 @@ mount(app, "baseline", BaselineSettings, baseline, has_plan=True, in_parallel=Tr
 mount(app, "generate", GenerateSettings, generate)
 mount(app, "report", ReportSettings, report)
 mount(app, "verify", VerifySettings, verify)
+mount(app, "doctor", DoctorSettings, doctor)
 
 _COMMON = InputError, CheckError, DivergedError, Stopped
 _RESOURCES = {

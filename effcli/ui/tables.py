@@ -172,3 +172,25 @@ def _gain(value: float | str | None) -> str:
     if value is None:
         return "-"
     return value if isinstance(value, str) else f"{value:.2f}"
+
+
+_LOOKS = {"ok": "green", "note": "yellow", "missing": "bold red"}
+
+
+def doctor_table(findings: Mapping[str, Any]) -> Table:
+    """What `eff doctor` found, and below each lack what to do about it."""
+    verdict = "training can work here" if findings["ready"] else "training cannot work here"
+    table = Table(title=Text(verdict, "bold"), title_justify="left", box=None, show_header=False)
+    table.add_column()
+    table.add_column(style="dim", overflow="fold")
+    table.add_column(overflow="fold")
+    group = None
+    for row in findings["rows"]:
+        if row["group"] != group and group is not None:
+            table.add_row()
+        group, status = row["group"], row["status"]
+        shown = Text(safe(row["value"]))
+        if row["hint"]:
+            shown.append(f"\n{safe(row['hint'])}", "dim")
+        table.add_row(Text(status, _LOOKS[status]), Text(safe(row["name"])), shown)
+    return table
