@@ -15,6 +15,7 @@ from typing import Any
 from effcli.engine.checkup.rows import Row, Status
 from effcli.engine.measure.peak import cache_folder
 from effcli.engine.runs.rundir import root as runs_root
+from effcli.offline import is_offline
 from effcli.settings.corpora import prepared
 from effcli.settings.corpora import root as corpora_root
 from effcli.units import size
@@ -83,7 +84,7 @@ def hub() -> Iterator[Row]:
     endpoint = os.environ.get("HF_ENDPOINT") or HUB
     parts = urllib.parse.urlsplit(endpoint)
     name = f"{parts.scheme}://{parts.hostname}"  # whoever puts a password into it keeps it
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if is_offline() or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         yield Row("hub", "note", f"{name} was not asked: offline")
         return
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -4,13 +4,13 @@ import platform
 import re
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
-from importlib.util import find_spec
 
 from effcli import __version__
+from effcli.catalog import TRACKERS
 from effcli.engine.checkup.rows import Row
+from effcli.engine.runs.tracking import is_installed
 
 PACKAGE = "effcli"
-EXTRAS = ("tensorboard", "wandb", "trackio")
 _REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:(>=|==)\s*([\w.]+))?\s*$")
 
 
@@ -43,6 +43,13 @@ def _pip(name: str, relation: str | None, least: str | None) -> str:
     return f"pip install '{name}{relation or ''}{least or ''}'"
 
 
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a tracker of another package may be called anything
+        return "installed"
+
+
 def _numbers(text: str) -> list[int]:
     """A version as numbers; what comes after them, as in `2.13.0+cpu`, decides nothing here."""
     return [int(number) for number in re.findall(r"\d+", text.partition("+")[0])[:3]]
@@ -50,8 +57,8 @@ def _numbers(text: str) -> list[int]:
 
 def extras() -> Iterator[Row]:
     """What is only needed by those who ask for it."""
-    for name in EXTRAS:
-        if find_spec(name) is None:
+    for name in TRACKERS:
+        if not all(map(is_installed, TRACKERS.load(name).needs)):
             yield Row(name, "note", "not installed", f"pip install '{PACKAGE}[{name}]'")
         else:
-            yield Row(name, "ok", version(name))
+            yield Row(name, "ok", _version(name))

@@ -27,7 +27,7 @@ UNITS = ("tokens", "flops", "seconds")
 _NOT_THE_METHOD = {
     *BUDGETS,
     *("seed", "data", "preset", "eval_every", "save_every", "keep", "tune", "price_per_hour"),
-    *("device", "evaluation", "energy"),
+    *("device", "evaluation", "energy", "track"),
 }
 Points = list[tuple[float, float]]
 
