@@ -27,6 +27,7 @@ from effcli.errors import (
     ResourceError,
     Stopped,
 )
+from effcli.safe import guard_libraries, safe
 from effcli.settings.baseline import BaselineSettings
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
@@ -69,6 +70,7 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller: its number must not go to a file
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf8"))  # noqa: SIM115
+    guard_libraries()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -87,7 +89,7 @@ def run(arguments: list[str]) -> int:
         return 0 if error.code in (None, 1) else int(error.code)
     except BaseException as error:
         if "--debug" in arguments:
-            traceback.print_exception(error)
+            sys.stderr.write(safe("".join(traceback.format_exception(error))))
         expected = _expected(error, arguments)
         # What stops every process is said once; what stops one of them is said by that one.
         if launch.rank() == 0 or not isinstance(expected, _COMMON):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from effcli.commands.mount import Given
-from effcli.errors import InputError
+from effcli.errors import InputError, ResourceError
 from effcli.ui.console import Screen
 from effcli.ui.tables import comparison_table, report_table
 
@@ -16,8 +16,11 @@ def report(given: Given, screen: Screen) -> None:
     if len(settings.runs) == 1:
         if settings.out is not None:
             raise InputError("out: has no effect, the report of a single run stays in its folder")
-        document = rebuild(settings.runs[0])
+        document, failure = rebuild(settings.runs[0])
         screen.result(document, report_table(document))
+        if failure is not None:
+            message = f"the report could not be written to {document['run']}: {failure.strerror}"
+            raise ResourceError(message, "make room or change its permissions, or report a copy")
         screen.note(f"the page with plots: {document['run']}/report.html")
         return
     comparison = compare(settings.runs, settings.out or Path("comparison.html"))

@@ -16,12 +16,18 @@ def _is_ours(page: Path) -> bool:
     return page.is_file() and PAGE_MARK in page.read_bytes()[:2048]
 
 
-def rebuild(folder: Path) -> dict[str, Any]:
-    """Make a run's `report.json` and `report.html` again, from its folder alone."""
+def rebuild(folder: Path) -> tuple[dict[str, Any], OSError | None]:
+    """Make a run's `report.json` and `report.html` again, from its folder alone.
+
+    Also says why they could not be written: a run of somebody else's can be looked at, too.
+    """
     report = report_of(folder)
-    report.write()
-    write_page(folder, report)
-    return report.as_json()
+    try:
+        report.write()
+        write_page(folder, report)
+    except OSError as error:
+        return report.as_json(), error
+    return report.as_json(), None
 
 
 def compare(folders: tuple[Path, ...], page: Path) -> dict[str, Any]:

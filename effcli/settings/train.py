@@ -125,9 +125,11 @@ class TrainSettings(Settings):
     """What an hour of this machine costs; the report then says what the run cost."""
 
     track: Annotated[
-        tuple[str, ...], BeforeValidator(_split), Flag(panel="Run", choices=TRACKERS)
+        tuple[str, ...],
+        BeforeValidator(_split),
+        Flag(panel="Run", metavar="NAME", choices=TRACKERS),
     ] = ()
-    """Also send the figures to this tracker, an optional extra; may be given several times."""
+    """Also send the figures to tensorboard, trackio or wandb; may be given several times."""
 
     @field_validator("track")
     @classmethod

@@ -115,7 +115,8 @@ def settings_table(plan: Mapping[str, Any]) -> Table:
     """Every setting, its value, and where that came from."""
     table = _table("settings", "setting", "value", "from")
     for name, entry in plan["settings"].items():
-        table.add_row(name, Text(safe(str(entry["value"]))), entry["from"])
+        cells = (name, str(entry["value"]), entry["from"])  # which may be the name of a file
+        table.add_row(*(Text(safe(cell)) for cell in cells))
     return table
 
 
@@ -146,7 +147,12 @@ def plan_tables(plan: Mapping[str, Any]) -> list[Table]:
     for group in plan["routing"]:
         names = [name.removesuffix(".weight") for name in group["tensors"]]
         listed = ", ".join(names[:3]) + (f" … {len(names)} in all" if len(names) > 3 else "")
-        routing.add_row(listed, group["rule"], f"{group['lr']:g}", f"{group['weight_decay']:g}")
+        routing.add_row(
+            Text(safe(listed)),
+            Text(safe(group["rule"])),
+            f"{group['lr']:g}",
+            f"{group['weight_decay']:g}",
+        )
     return [settings_table(plan), routing, _pairs("plan", costs)]
 
 

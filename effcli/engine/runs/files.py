@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from effcli.errors import InputError
+from effcli.safe import safe_json
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -29,8 +30,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_bytes` for anything that is JSON."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """`write_bytes` for anything that is JSON; what controls a terminal is escaped."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, safe_json(text) + "\n")
 
 
 def read_json(path: Path) -> Any:
