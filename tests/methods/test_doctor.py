@@ -159,6 +159,23 @@ def test_a_container_that_gets_less_is_noticed(
     assert row.hint == "--set device.threads=1 may be faster"
 
 
+@pytest.mark.parametrize(("major", "has"), [(7, "no units"), (9, "units")])
+def test_a_gpu_is_described(monkeypatch: pytest.MonkeyPatch, major: int, has: str) -> None:
+    from types import SimpleNamespace
+
+    import torch
+
+    about = SimpleNamespace(name="H100", total_memory=80 * 10**9, major=major, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: about)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
+    (row,) = hardware._gpus()
+    assert (row.name, row.value) == ("gpu 0", f"H100, 80 GB, compute {major}.0")
+    device: Any = SimpleNamespace(kind="cuda")
+    assert f"the GPU has {has} for bfloat16" in hardware._reason(device)
+
+
 def test_cached_tokenizers_are_found(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(place))
     (row,) = places.tokenizers()

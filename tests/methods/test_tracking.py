@@ -74,6 +74,7 @@ class HangsAtStart(Fine):
 
 class HangsAtWrite(Fine):
     def write(self, step, values):
+        self.say(os.getpid())
         time.sleep(3600)
 
 class HangsAtEnd(Fine):
@@ -183,6 +184,48 @@ def test_a_tracker_that_hangs_costs_seconds_at_the_end(
     ]
     told = [[r.loss for r in all_ if isinstance(r, Step)] for all_ in (plain, seen)]
     assert told[0] == told[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_no_process_is_left_when_a_run_is_killed(
+    place: Path, corpus_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import json, os, sys\n"
+        "sys.path[:] = json.loads(sys.argv[1])\n"
+        "from effcli.engine.runs import trackers\n"
+        "trackers.GRACE_SECONDS = 0.1\n"
+        "trackers.serve()\n"
+    )
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import subprocess, sys, time\nsubprocess.Popen("
+            f"[sys.executable, '-c', {code!r}, sys.argv[1]], stdin=0)\ntime.sleep(100)",
+            json.dumps(sys.path),
+        ],
+        stdin=subprocess.PIPE,
+    )
+    assert child.stdin is not None
+    about = {"place": "fake_trackers:HangsAtWrite", "folder": str(place), "config": {"steps": 1}}
+    child.stdin.write(json.dumps(about).encode() + b'\n[1, {"a": 1.0}]\n')
+    child.stdin.flush()
+    path = place / "fake" / "lines.jsonl"
+    _wait(lambda: path.exists() and len(path.read_text().splitlines()) == 2)
+    process = Path(f"/proc/{_lines(place)[1][0]}")
+    assert process.exists()
+    child.kill()
+    child.wait()
+    child.stdin.close()
+    _wait(lambda: not process.exists() or "Z" in (process / "stat").read_text().split()[2])
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not until():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_what_does_not_fit_is_dropped_at_once(

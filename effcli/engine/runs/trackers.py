@@ -8,6 +8,7 @@ only ever writes lines to it.
 import json
 import os
 import sys
+import threading
 import time
 import uuid
 from importlib import import_module
@@ -19,6 +20,8 @@ from effcli.registry import resolve_place
 
 Config = dict[str, Any]
 PROJECT = "eff"
+GRACE_SECONDS = 10.0
+"""For a tracker to finish when the run's process was killed."""
 
 
 class Tracker(Protocol):
@@ -145,6 +148,7 @@ def serve() -> None:
     """
     if is_offline():
         go_offline()
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     voice, silence = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
@@ -163,3 +167,11 @@ def serve() -> None:
         why = str(error).strip() or type(error).__name__
         os.write(voice, why.splitlines()[0].encode("utf8", "replace")[:300])
         os._exit(1)  # what the library wants to do at the end would be about nothing
+
+
+def _leave_with(parent: int) -> None:
+    """End soon after the run's process, also where a tracker hangs and would not notice."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    time.sleep(GRACE_SECONDS)
+    os._exit(1)
