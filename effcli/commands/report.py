@@ -18,13 +18,21 @@ def report(given: Given, screen: Screen) -> None:
             raise InputError("out: has no effect, the report of a single run stays in its folder")
         document, failure = rebuild(settings.runs[0])
         screen.result(document, report_table(document))
-        if failure is not None:
-            message = f"the report could not be written to {document['run']}: {failure.strerror}"
-            raise ResourceError(message, "make room or change its permissions, or report a copy")
+        _require(failure, f"the report could not be written to {document['run']}", "report a copy")
         screen.note(f"the page with plots: {document['run']}/report.html")
         return
-    comparison = compare(settings.runs, settings.out or Path("comparison.html"))
+    comparison, failure = compare(settings.runs, settings.out or Path("comparison.html"))
     screen.result(comparison, comparison_table(comparison))
     for note in comparison["notes"]:
         screen.note(note)
+    _require(
+        failure, f"the page could not be written to {comparison['page']}", "give another --out"
+    )
     screen.note(f"the page with plots: {comparison['page']}")
+
+
+def _require(failure: OSError | None, message: str, instead: str) -> None:
+    """Whoever cannot write has seen the table by now."""
+    if failure is not None:
+        hint = f"make room or change the permissions, or {instead}"
+        raise ResourceError(f"{message}: {failure.strerror or failure}", hint)

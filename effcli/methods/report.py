@@ -30,12 +30,15 @@ def rebuild(folder: Path) -> tuple[dict[str, Any], OSError | None]:
     return report.as_json(), None
 
 
-def compare(folders: tuple[Path, ...], page: Path) -> dict[str, Any]:
-    """Compare runs, and draw them on a page."""
+def compare(folders: tuple[Path, ...], page: Path) -> tuple[dict[str, Any], OSError | None]:
+    """Compare runs, and draw them on a page; also says why that could not be written."""
     if page.exists() and not _is_ours(page):
         raise InputError(
             f"{page} is not a page of eff, and is not overwritten", "choose another --out"
         )
     comparison = {**compare_runs(list(folders)), "page": str(page)}
-    write_comparison(comparison, page)
-    return comparison
+    try:
+        write_comparison(comparison, page)
+    except OSError as error:
+        return comparison, error
+    return comparison, None

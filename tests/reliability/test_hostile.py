@@ -415,3 +415,9 @@ def test_a_report_that_cannot_be_written_is_still_shown(
     assert "page with plots" not in err
     code, out, _ = eff("report", trained, "--json")
     assert (code, json.loads(out)["status"]) == (3, "complete")
+    (place / "file").touch()
+    code, out, err = eff("report", trained, trained, "--out", place / "file" / "page.html")
+    assert code == 3
+    assert "reference" in out
+    assert "the page could not be written" in err
+    assert ".draft" not in err
