@@ -252,6 +252,18 @@ def test_nothing_is_started_for_a_run_that_has_ended(tiny: Settings, place: Path
     assert not (place / "run" / "fake").exists()
 
 
+def test_only_the_first_process_tracks(
+    tiny: Settings, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost")):
+        monkeypatch.setenv(name, value)
+    seen: list[Any] = []
+    with tracking.tracked(tiny(track=["Fine"], out=place), place, seen.append) as see:
+        see(Step(1, 0.5, 1.0, 0.1, 1.0, 1, 1.0, 1.0))
+    assert len(seen) == 1
+    assert not (place / "fake").exists()
+
+
 def test_records_without_figures_are_not_sent() -> None:
     assert tracking.figures(Saved(3)) is None
     assert tracking.figures(Notice("x")) is None

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from effcli import launch
 from effcli.catalog import TRACKERS
 from effcli.engine.records import Evaluation, Ledger, Notice, Record, Step, Watch
 from effcli.engine.runs.trackers import Config
@@ -49,7 +50,8 @@ def is_installed(module: str) -> bool:
 @contextmanager
 def tracked(settings: TrainSettings, folder: Path, watch: Watch) -> Iterator[Watch]:
     """A watcher that also feeds the trackers of a run; says once of each that it failed."""
-    feeds = [_Feed(name, folder, storable(settings)) for name in settings.track]
+    names = settings.track if launch.rank() == 0 else ()  # the first process speaks for all
+    feeds = [_Feed(name, folder, storable(settings)) for name in names]
 
     def see(record: Record) -> None:
         watch(record)
