@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 from effcli import __version__, launch
 from effcli.commands.baseline import baseline
+from effcli.commands.doctor import doctor
 from effcli.commands.generate import generate
 from effcli.commands.mount import mount
 from effcli.commands.prepare import prepare
@@ -26,10 +27,11 @@ from effcli.errors import (
     ResourceError,
     Stopped,
 )
+from effcli.safe import guard_libraries, safe
 from effcli.settings.baseline import BaselineSettings
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
-from effcli.settings.reading import ReportSettings, VerifySettings
+from effcli.settings.reading import DoctorSettings, ReportSettings, VerifySettings
 from effcli.ui.console import flush, show_error
 
 app = typer.Typer(
@@ -43,6 +45,7 @@ mount(app, "baseline", BaselineSettings, baseline, has_plan=True, in_parallel=Tr
 mount(app, "generate", GenerateSettings, generate)
 mount(app, "report", ReportSettings, report)
 mount(app, "verify", VerifySettings, verify)
+mount(app, "doctor", DoctorSettings, doctor)
 
 _COMMON = InputError, CheckError, DivergedError, Stopped
 _RESOURCES = {
@@ -67,6 +70,7 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller: its number must not go to a file
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf8"))  # noqa: SIM115
+    guard_libraries()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -85,7 +89,7 @@ def run(arguments: list[str]) -> int:
         return 0 if error.code in (None, 1) else int(error.code)
     except BaseException as error:
         if "--debug" in arguments:
-            traceback.print_exception(error)
+            sys.stderr.write(safe("".join(traceback.format_exception(error))))
         expected = _expected(error, arguments)
         # What stops every process is said once; what stops one of them is said by that one.
         if launch.rank() == 0 or not isinstance(expected, _COMMON):

@@ -1,8 +1,8 @@
 """Everything that can be swapped by name, one line each. Imports nothing heavy.
 
 A model, optimizer or schedule is entered by its settings class, which says in
-`place` what it builds. A corpus source and a tokenizer are entered by the class
-that opens them.
+`place` what it builds. A corpus source, a tokenizer and a tracker are entered by the
+class that opens them.
 """
 
 from effcli.registry import Registry
@@ -45,5 +45,14 @@ TOKENIZERS = Registry(
         "cl100k": "effcli.engine.data.tokenizers:published",
         "gpt2": "effcli.engine.data.tokenizers:published",
         "o200k": "effcli.engine.data.tokenizers:published",
+    },
+)
+
+TRACKERS = Registry(
+    "tracker",
+    {
+        "tensorboard": "effcli.engine.runs.trackers:TensorBoard",
+        "trackio": "effcli.engine.runs.trackers:Trackio",
+        "wandb": "effcli.engine.runs.trackers:Wandb",
     },
 )

@@ -23,7 +23,17 @@ ROOMS = {
     "catalog": ({"registry"}, set()),
     "settings": ({"errors", "registry", "catalog", "settings"}, {"pydantic", "pydantic_core"}),
     "engine": (
-        {"errors", "registry", "catalog", "safe", "units", "launch", "settings", "engine"},
+        {
+            "errors",
+            "registry",
+            "catalog",
+            "safe",
+            "offline",
+            "units",
+            "launch",
+            "settings",
+            "engine",
+        },
         {"torch", "numpy", "datasets", "huggingface_hub", "tiktoken", "tokenizers", "rustbpe"}
         | {"pyarrow", "safetensors", "filelock", "jaxtyping", "pydantic", "pynvml"}
         | {"tomli_w", "jinja2", "markupsafe", "matplotlib"},

@@ -1,5 +1,6 @@
 """What a run will cost, before anything is spent."""
 
+import os
 import shutil
 from dataclasses import dataclass
 
@@ -36,8 +37,14 @@ class Forecast:
     @property
     def earns_compiling(self) -> bool:
         """Whether the run is long enough, and the machine able."""
-        has_compiler = any(map(shutil.which, ("c++", "g++", "clang++", "cl")))
-        return has_compiler and self.seconds > COMPILING_EARNS_AFTER
+        return compiler() is not None and self.seconds > COMPILING_EARNS_AFTER
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would find."""
+    named = os.environ.get("CXX")  # which torch tries first
+    names = ([named] if named else []) + ["g++", "c++", "clang++", "cl"]
+    return next((path for name in names if (path := shutil.which(name))), None)
 
 
 def micro_batch(settings: TrainSettings, context: int) -> int:

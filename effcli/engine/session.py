@@ -38,6 +38,7 @@ from effcli.engine.runs.logbook import Logbook
 from effcli.engine.runs.page import write_page
 from effcli.engine.runs.report import Report, report_of
 from effcli.engine.runs.rundir import ENV, status
+from effcli.engine.runs.tracking import require, tracked
 from effcli.engine.runs.trained import build_model, require_memory
 from effcli.errors import EffError, InputError, Stopped
 from effcli.settings.train import TrainSettings
@@ -75,6 +76,7 @@ class Session:
 
     def _open(self) -> None:
         settings = self.settings
+        require(settings.track)
         self.corpus = Corpus.open(locate(settings.data))
         device = Device(settings.device)
         device.processes.share(settings.batch.sequences)
@@ -89,7 +91,8 @@ class Session:
         self.run = self._stack.enter_context(claim)
         device.adopt(model)
         self.parts = assemble(settings, model, self.corpus.train, device)
-        self._log = Logbook(self.run, self.parts.meter, device, self._watch)
+        watch = self._stack.enter_context(tracked(settings, self.run.folder, self._watch))
+        self._log = Logbook(self.run, self.parts.meter, device, watch)
 
     def train(self, **facts: Any) -> Report:
         """Spend the budget, recording every step, and report. `facts` are kept with the run."""

@@ -13,6 +13,7 @@ from effcli.engine.device import Device
 from effcli.engine.measure.evaluate import HeldOut
 from effcli.engine.measure.peak import peak_flops
 from effcli.engine.plan import ASSUMED_MFU, forecast
+from effcli.engine.runs.tracking import require
 from effcli.engine.runs.trained import build_model, require_memory
 from effcli.methods.tune import HORIZON
 from effcli.settings.corpora import root
@@ -22,6 +23,7 @@ from effcli.settings.layers import Resolved
 def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
     """Build everything on the meta device, where nothing takes room or time."""
     settings = resolved.settings
+    require(settings.track)
     corpus = Corpus.open(locate(settings.data))
     device = Device(settings.device)
     # What would stop the run at its beginning stops its plan.

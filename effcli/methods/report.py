@@ -16,20 +16,29 @@ def _is_ours(page: Path) -> bool:
     return page.is_file() and PAGE_MARK in page.read_bytes()[:2048]
 
 
-def rebuild(folder: Path) -> dict[str, Any]:
-    """Make a run's `report.json` and `report.html` again, from its folder alone."""
+def rebuild(folder: Path) -> tuple[dict[str, Any], OSError | None]:
+    """Make a run's `report.json` and `report.html` again, from its folder alone.
+
+    Also says why they could not be written: a run of somebody else's can be looked at, too.
+    """
     report = report_of(folder)
-    report.write()
-    write_page(folder, report)
-    return report.as_json()
+    try:
+        report.write()
+        write_page(folder, report)
+    except OSError as error:
+        return report.as_json(), error
+    return report.as_json(), None
 
 
-def compare(folders: tuple[Path, ...], page: Path) -> dict[str, Any]:
-    """Compare runs, and draw them on a page."""
+def compare(folders: tuple[Path, ...], page: Path) -> tuple[dict[str, Any], OSError | None]:
+    """Compare runs, and draw them on a page; also says why that could not be written."""
     if page.exists() and not _is_ours(page):
         raise InputError(
             f"{page} is not a page of eff, and is not overwritten", "choose another --out"
         )
     comparison = {**compare_runs(list(folders)), "page": str(page)}
-    write_comparison(comparison, page)
-    return comparison
+    try:
+        write_comparison(comparison, page)
+    except OSError as error:
+        return comparison, error
+    return comparison, None

@@ -80,7 +80,7 @@ def _trial(
     }
     looks = settings.evaluation.model_copy(update={"floors": False, "samples": 0})
     changes = {"out": folder, "resume": True, "optim": optim, "tune": 0, "evaluation": looks}
-    changes |= {"seed": settings.seed + SEED_OFFSET, "eval_every": 0, **shorter}
+    changes |= {"seed": settings.seed + SEED_OFFSET, "eval_every": 0, "track": (), **shorter}
     try:
         with Session("baseline", settings.model_copy(update=changes), watch, stop) as session:
             return session.train()

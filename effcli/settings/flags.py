@@ -54,9 +54,9 @@ def _parameter(name: str, field: FieldInfo, flag: Flag) -> inspect.Parameter:
     else:
         info = typer.Option(
             *_names(identifier, flag, field),
-            help=help_text,
+            help=f"{help_text}{_default(flag, field)}",
             metavar=_metavar(flag, field),
-            show_default=flag.default or _default(field),
+            show_default=False,
             rich_help_panel=flag.panel,
             autocompletion=_completion(flag),
         )
@@ -87,9 +87,10 @@ def _metavar(flag: Flag, field: FieldInfo) -> str | None:
     return names.get(plain[0], "TEXT")
 
 
-def _default(field: FieldInfo) -> bool | str:
-    value = field.default
-    return False if value in (None, False, ()) else str(value)
+def _default(flag: Flag, field: FieldInfo) -> str:
+    """The default as the help shows it; typer's own way would put it into parentheses."""
+    value = flag.default or field.default
+    return "" if value in (None, False, ()) else f" [dim]\\[default: {value}][/dim]"
 
 
 def _completion(flag: Flag) -> Callable[[str], list[str]] | None:
@@ -99,6 +100,7 @@ def _completion(flag: Flag) -> Callable[[str], list[str]] | None:
 
     def complete(incomplete: str) -> list[str]:
         names = choices() if callable(choices) else choices
-        return [name for name in names if name.startswith(incomplete)]
+        # A shell shows them as they are, so a folder whose name controls a terminal is no proposal.
+        return [name for name in names if name.startswith(incomplete) and name.isprintable()]
 
     return complete

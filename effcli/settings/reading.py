@@ -1,4 +1,4 @@
-"""Settings of the commands that only look: `eff report` and `eff verify`."""
+"""Settings of the commands that only look: `eff report`, `eff verify` and `eff doctor`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,3 +22,7 @@ class VerifySettings(Settings):
 
     path: Annotated[Path, Flag(positional=True, metavar="PATH")]
     """Folder of a run or a corpus."""
+
+
+class DoctorSettings(Settings):
+    """What `eff doctor` reads: nothing but the machine."""

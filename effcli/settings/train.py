@@ -1,11 +1,11 @@
 """What every training command shares. Budgets, names and places mean the same everywhere."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from effcli.catalog import MODELS, OPTIMIZERS, SCHEDULES
+from effcli.catalog import MODELS, OPTIMIZERS, SCHEDULES, TRACKERS
 from effcli.settings.base import Amount, Count, Flag, Settings, part
 from effcli.settings.corpora import prepared
 from effcli.settings.model import GPTSettings
@@ -72,6 +72,11 @@ class EnergySettings(Settings):
     """Assumed power of a busy GPU."""
 
 
+def _split(names: Any) -> Any:
+    """`--set track=wandb` and a list mean the same."""
+    return names.split(",") if isinstance(names, str) else names
+
+
 class TrainSettings(Settings):
     """What every training command shares."""
 
@@ -79,7 +84,7 @@ class TrainSettings(Settings):
     PLACES: ClassVar[tuple[str, ...]] = ("out", "resume")
     #: Fields that may differ when a run is resumed, because they do not change its result.
     FREE: ClassVar[tuple[str, ...]] = (
-        *("save_every", "keep", "price_per_hour", "energy"),
+        *("save_every", "keep", "price_per_hour", "energy", "track"),
         "batch.micro",  # but for rounding: who runs out of memory must be able to go on
     )
 
@@ -118,6 +123,20 @@ class TrainSettings(Settings):
     """Checkpoints kept; older ones are removed once a newer one is verified on disk."""
     price_per_hour: Annotated[float | None, Field(gt=0), Flag(panel="Run", metavar="MONEY")] = None
     """What an hour of this machine costs; the report then says what the run cost."""
+
+    track: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_split),
+        Flag(panel="Run", metavar="NAME", choices=TRACKERS),
+    ] = ()
+    """Also send the figures to tensorboard, trackio or wandb; may be given several times."""
+
+    @field_validator("track")
+    @classmethod
+    def _are_trackers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            TRACKERS[name]
+        return tuple(dict.fromkeys(names))
 
     model: part(MODELS) = GPTSettings()  # type: ignore[valid-type]
     """The model; `model.name` chooses it."""

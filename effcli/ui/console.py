@@ -9,7 +9,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from effcli.errors import EffError
-from effcli.safe import safe
+from effcli.safe import safe, safe_json
 
 
 class _Stream(Console):
@@ -41,7 +41,8 @@ class Screen:
         if not self._is_heard:
             return
         if self.as_json:
-            print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+            text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+            print(safe_json(text))
         else:
             for piece in drawn:
                 self.out.print(piece)

@@ -16,6 +16,7 @@ from effcli.engine.records import (
     Step,
     Watch,
 )
+from effcli.safe import safe
 from effcli.ui.console import Screen
 from effcli.units import clock, count
 
@@ -31,7 +32,7 @@ class Watcher:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             console=screen.err,
             transient=True,
             disable=not self._is_live,
@@ -61,7 +62,7 @@ class Watcher:
         elif isinstance(record, Reading):
             rate = self._rate(record.tokens)
             size = f"{record.bytes / max(1, record.tokens):.2f} bytes/token"
-            detail = f"{record.what}  {count(record.tokens)} tokens  {rate}  {size}"
+            detail = f"{safe(record.what)}  {count(record.tokens)} tokens  {rate}  {size}"
             self._advance(record.share, detail)
         elif isinstance(record, Evaluation):
             self._windowed.clear()  # the time of a look is not the time of a step

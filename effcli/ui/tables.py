@@ -115,7 +115,8 @@ def settings_table(plan: Mapping[str, Any]) -> Table:
     """Every setting, its value, and where that came from."""
     table = _table("settings", "setting", "value", "from")
     for name, entry in plan["settings"].items():
-        table.add_row(name, Text(safe(str(entry["value"]))), entry["from"])
+        cells = (name, str(entry["value"]), entry["from"])  # which may be the name of a file
+        table.add_row(*(Text(safe(cell)) for cell in cells))
     return table
 
 
@@ -146,7 +147,12 @@ def plan_tables(plan: Mapping[str, Any]) -> list[Table]:
     for group in plan["routing"]:
         names = [name.removesuffix(".weight") for name in group["tensors"]]
         listed = ", ".join(names[:3]) + (f" … {len(names)} in all" if len(names) > 3 else "")
-        routing.add_row(listed, group["rule"], f"{group['lr']:g}", f"{group['weight_decay']:g}")
+        routing.add_row(
+            Text(safe(listed)),
+            Text(safe(group["rule"])),
+            f"{group['lr']:g}",
+            f"{group['weight_decay']:g}",
+        )
     return [settings_table(plan), routing, _pairs("plan", costs)]
 
 
@@ -172,3 +178,25 @@ def _gain(value: float | str | None) -> str:
     if value is None:
         return "-"
     return value if isinstance(value, str) else f"{value:.2f}"
+
+
+_LOOKS = {"ok": "green", "note": "yellow", "missing": "bold red"}
+
+
+def doctor_table(findings: Mapping[str, Any]) -> Table:
+    """What `eff doctor` found, and below each lack what to do about it."""
+    verdict = "training can work here" if findings["ready"] else "training cannot work here"
+    table = Table(title=Text(verdict, "bold"), title_justify="left", box=None, show_header=False)
+    table.add_column()
+    table.add_column(style="dim", overflow="fold")
+    table.add_column(overflow="fold")
+    group = None
+    for row in findings["rows"]:
+        if row["group"] != group and group is not None:
+            table.add_row()
+        group, status = row["group"], row["status"]
+        shown = Text(safe(row["value"]))
+        if row["hint"]:
+            shown.append(f"\n{safe(row['hint'])}", "dim")
+        table.add_row(Text(status, _LOOKS[status]), Text(safe(row["name"])), shown)
+    return table

@@ -285,6 +285,8 @@ def test_a_closed_pipe_is_no_error() -> None:
     ("words", "expected"),
     [
         ("eff bas", "baseline"),
+        ("eff doc", "doctor"),
+        ("eff baseline --track t", "tensorboard"),
         ("eff baseline --pre", "--preset"),
         ("eff baseline --preset ti", "tiny"),
         ("eff baseline --data my-", "my-corpus"),

@@ -17,9 +17,10 @@ from markupsafe import Markup
 
 from effcli.engine.runs import plots
 from effcli.engine.runs.files import write_text
-from effcli.engine.runs.page import render
+from effcli.engine.runs.page import DAMAGED, render
 from effcli.engine.runs.report import Report, report_of
 from effcli.engine.runs.rundir import CONFIG, RunDir
+from effcli.errors import InputError
 from effcli.settings.layers import read_toml
 from effcli.settings.train import BUDGETS
 
@@ -27,7 +28,7 @@ UNITS = ("tokens", "flops", "seconds")
 _NOT_THE_METHOD = {
     *BUDGETS,
     *("seed", "data", "preset", "eval_every", "save_every", "keep", "tune", "price_per_hour"),
-    *("device", "evaluation", "energy"),
+    *("device", "evaluation", "energy", "track"),
 }
 Points = list[tuple[float, float]]
 
@@ -136,11 +137,14 @@ def write_comparison(comparison: dict[str, Any], page: Path) -> None:
     """Draw a comparison: the curve of every run, and where each ended."""
     looks: dict[str, dict[str, Points]] = {unit: {} for unit in UNITS}
     for row in comparison["runs"]:
-        for record in RunDir(Path(row["run"])).records():
-            if record["kind"] == "evaluation":
-                for unit in UNITS:
-                    points = looks[unit].setdefault(row["run"], [])
-                    points.append((record[unit], record["loss"]))
+        try:
+            for record in RunDir(Path(row["run"])).records():
+                if record["kind"] == "evaluation":
+                    for unit in UNITS:
+                        points = looks[unit].setdefault(row["run"], [])
+                        points.append((float(record[unit]), float(record["loss"])))
+        except DAMAGED as error:
+            raise InputError(f"the run in {row['run']} is damaged: {error}") from None
     labels = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds of training"}
     drawn = [
         plots.curves(labels[unit], "held-out loss, nats per token", looks[unit], {}, log_x=True)

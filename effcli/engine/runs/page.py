@@ -14,7 +14,11 @@ from effcli.engine.runs import plots
 from effcli.engine.runs.files import write_text
 from effcli.engine.runs.report import Report
 from effcli.engine.runs.rundir import CONFIG, PAGE, RunDir
+from effcli.errors import InputError
 from effcli.safe import safe
+
+DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
+"""What reading a folder raises that somebody has changed."""
 
 
 @cache
@@ -40,15 +44,18 @@ def write_page(folder: Path, report: Report) -> Path:
     """Draw a run."""
     rows = list(RunDir(folder).records())
     page = folder / PAGE
-    content = render(
-        "run.html",
-        report=report.as_json(),
-        cost_flops=report.cost_flops,
-        env=RunDir(folder).env(),
-        config=(folder / CONFIG).read_text("utf8"),
-        samples=[row for row in rows if row["kind"] == "sample"],
-        plots=[Markup(svg) for svg in _plots(report, rows)],
-    )
+    try:
+        content = render(
+            "run.html",
+            report=report.as_json(),
+            cost_flops=report.cost_flops,
+            env=RunDir(folder).env(),
+            config=(folder / CONFIG).read_text("utf8"),
+            samples=[row for row in rows if row["kind"] == "sample"],
+            plots=[Markup(svg) for svg in _plots(report, rows)],
+        )
+    except (*DAMAGED, jinja2.TemplateError) as error:
+        raise InputError(f"the run in {folder} is damaged: {error}") from error
     write_text(page, content)
     return page
 

@@ -5,12 +5,19 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from effcli.safe import safe
 
 Series = Sequence[tuple[float, float]]
 COLORS = ("#1f6feb", "#d1495b", "#2e933c", "#8e5ea2", "#e08e1b", "#444444", "#00798c", "#a05a2c")
 _MOST_POINTS = 800
+_LONGEST_NAME = 40
+_LINE = 0.052  # height of a label, as a share of the axes
+# Names of runs are text: a dollar in one begins no formula, whatever the user's settings say.
+_PLAIN = {"text.parse_math": False, "text.usetex": False, "svg.fonttype": "path"}
 
 
 def _svg(figure: Figure) -> str:
@@ -44,52 +51,82 @@ def _thin(points: Series) -> Series:
     return [(g[-1][0], sum(y for _, y in g) / len(g)) for g in groups]
 
 
+@matplotlib.rc_context(_PLAIN)
 def curves(
     x: str, y: str, lines: Mapping[str, Series], levels: Mapping[str, float], *, log_x: bool = False
 ) -> str:
-    """Lines, and dashed horizontal levels to judge them by."""
+    """Lines, and dashed horizontal levels to judge them by.
+
+    Where there are many lines (`log_x`), each has its name at its end instead of in a legend.
+    """
     figure, axes = _figure(x, y)
+    ends: list[tuple[str, float, str]] = []
     for number, (name, points) in enumerate(lines.items()):
         points = [p for p in _thin(points) if not log_x or p[0] > 0]
-        is_dense = len(points) > 60
+        is_dense, color = len(points) > 60, COLORS[number % len(COLORS)]
         axes.plot(
             [p[0] for p in points],
             [p[1] for p in points],
             label=name,
-            color=COLORS[number % len(COLORS)],
+            color=color,
             linewidth=0.8 if is_dense else 1.8,
             alpha=0.6 if is_dense else 1.0,
             marker=None if is_dense else "o",
             markersize=3,
         )
-    for number, (name, level) in enumerate(levels.items()):
+        if log_x and points:
+            ends.append((name, points[-1][1], color))
+    for name, level in levels.items():
         axes.axhline(level, linestyle="--", linewidth=1, color="#888888")
-        axes.annotate(
-            name,
-            (1, level),
-            xycoords=("axes fraction", "data"),
-            fontsize=7,
-            ha="right",
-            va="bottom" if number % 2 else "top",
-            color="#666666",
-        )
+        ends.append((name, level, "#666666"))
     if log_x:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    if len(lines) > 1:
+    elif len(lines) > 1:
         axes.legend(fontsize=8, frameon=False)
+    _name_ends(axes, ends)
     return _svg(figure)
 
 
+def _name_ends(axes: Any, ends: Sequence[tuple[str, float, str]]) -> None:
+    """Write names to the right of what they belong to, none over another."""
+    low, high = axes.get_ylim()
+    wanted = [(level - low) / (high - low) for _, level, _ in ends]
+    for (name, _, color), place in zip(ends, apart(wanted, _LINE), strict=True):
+        shown = " ".join(safe(name).split())
+        if len(shown) > _LONGEST_NAME:
+            shown = f"{shown[: _LONGEST_NAME // 2]}…{shown[-_LONGEST_NAME // 2 :]}"
+        axes.text(
+            1.01, place, shown, transform=axes.transAxes, fontsize=8, va="center", color=color
+        )
+
+
+def apart(wanted: Sequence[float], gap: float) -> list[float]:
+    """The places nearest to the wanted ones, in their order, no two of them closer than `gap`."""
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    blocks: list[tuple[float, int]] = []  # where each begins, and how many are in it
+    for index in order:
+        start, size = wanted[index], 1
+        while blocks and blocks[-1][0] + gap * blocks[-1][1] > start:
+            before, more = blocks.pop()
+            start = (before * more + (start - gap * more) * size) / (more + size)
+            size += more
+        blocks.append((start, size))
+    places = [start + gap * number for start, size in blocks for number in range(size)]
+    return [place for _, place in sorted(zip(order, places, strict=True))]
+
+
+@matplotlib.rc_context(_PLAIN)
 def bars(x: str, amounts: Mapping[str, float]) -> str:
     """One stacked bar: what a total is made of."""
     figure = Figure(figsize=(5.4, 1.2))
     axes = figure.subplots()
     left = 0.0
     for number, (name, amount) in enumerate(amounts.items()):
-        axes.barh([0], [amount], left=left, label=name, color=COLORS[number % len(COLORS)])
+        color = COLORS[number % len(COLORS)]
+        axes.barh([0], [amount], left=left, label=safe(name), color=color)
         left += amount
     axes.set_yticks([])
     axes.set_xlabel(x)

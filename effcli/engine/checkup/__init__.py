@@ -1,0 +1,1 @@
+"""What a machine offers, found out without changing it. `eff doctor` shows it."""
