@@ -89,11 +89,21 @@ def _checked(text: str, label: int, piece: int | None) -> Iterator[Item]:
     except UnicodeEncodeError:  # half a surrogate pair, from an escape in JSON
         yield _reject("not_utf8")
         return
-    for document in [text] if len(data) <= LONGEST_DOCUMENT else cut(text, PIECE):
-        whole = digest(document.encode("utf8"))
-        for part in [document] if piece is None else cut(document, piece):
-            encoded = part.encode("utf8")
-            yield Item(part, encoded, label, digest(encoded), whole)
+    if len(data) <= LONGEST_DOCUMENT:
+        yield from _pieces(text, data, label, piece)
+        return
+    for document in cut(text, PIECE):
+        yield from _pieces(document, document.encode("utf8"), label, piece)
+
+
+def _pieces(text: str, data: bytes, label: int, piece: int | None) -> Iterator[Item]:
+    document = digest(data)
+    if piece is None or len(text) <= piece:
+        yield Item(text, data, label, document, document)
+        return
+    for part in cut(text, piece):
+        encoded = part.encode("utf8")
+        yield Item(part, encoded, label, digest(encoded), document)
 
 
 def _reject(reason: str) -> Item:

@@ -1,6 +1,9 @@
 """Documents from several sources become one stream of tokenized documents, always the same."""
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -13,6 +16,7 @@ from effcli.engine.data.tokenizers import Tokenizer
 
 BATCH_BYTES = 2**22
 BATCH_ITEMS = 2**12
+TASK_CHARACTERS = 2**16
 MIX_PIECE = 2**13  # bytes; parts this small keep the shares of a mix within a percent
 ELSEWHERE = "elsewhere"  # belongs to a split that another pass writes
 
@@ -79,10 +83,28 @@ def tokenized(
 ) -> Iterator[Flowing]:
     """The documents of one source from number `skip` on, with their ids, rejected ones too."""
     stream = map(route, islice(items(rows, piece), skip, None))
-    while batch := list(_batch(stream)):
-        accepted = [item for item in batch if not item.rejected]
-        encoded = iter(tokenizer.encode_batch([item.text for item in accepted]))
-        for item in batch:
+    tokenizer.encode("")  # what is built at first use is built before the threads ask for it
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        ahead: deque[_Encoding] = deque()
+        while batch := list(_batch(stream)):
+            ahead.append(_Encoding(batch, pool, tokenizer))
+            if len(ahead) > 1:  # one batch is encoded while the next is read
+                yield from ahead.popleft().flow(number)
+        for encoding in ahead:
+            yield from encoding.flow(number)
+
+
+class _Encoding:
+    """A batch whose texts are being encoded."""
+
+    def __init__(self, batch: list[Item], pool: ThreadPoolExecutor, tokenizer: Tokenizer) -> None:
+        self._batch = batch
+        texts = (item.text for item in batch if not item.rejected)
+        self._tasks = [pool.submit(tokenizer.encode_several, part) for part in _parts(texts)]
+
+    def flow(self, number: int) -> Iterator[Flowing]:
+        encoded = (ids for task in self._tasks for ids in task.result())
+        for item in self._batch:
             ids = None if item.rejected else next(encoded)
             if ids is None and not item.rejected:
                 item.rejected = "tokenizer"
@@ -90,6 +112,19 @@ def tokenized(
 
 
 _EMPTY = np.empty(0, dtype=np.uint32)
+
+
+def _parts(texts: Iterator[str]) -> Iterator[list[str]]:
+    """Enough texts at a time that handing them to a thread is not the work."""
+    part: list[str] = []
+    size = 0
+    for text in texts:
+        part.append(text)
+        if (size := size + len(text)) > TASK_CHARACTERS:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _batch(stream: Iterator[Item]) -> Iterator[Item]:

@@ -2,9 +2,7 @@
 
 import base64
 import hashlib
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,13 +95,9 @@ class Tokenizer:
         ids: NDArray[np.uint32] = self._encoding.encode_to_numpy(text, disallowed_special=())
         return ids
 
-    def encode_batch(self, texts: list[str]) -> list[NDArray[np.uint32] | None]:
-        """Ids of many texts, on all cores. None stands for a text that the engine cannot take."""
-        if not self.pattern:
-            return [self.encode(text) for text in texts]
-        self._encoding  # noqa: B018  built once, before the threads ask for it
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            return list(pool.map(self._encode_or_none, texts))
+    def encode_several(self, texts: Iterable[str]) -> list[NDArray[np.uint32] | None]:
+        """Ids of each text; None stands for one that the engine cannot take."""
+        return [self._encode_or_none(text) for text in texts]
 
     def _encode_or_none(self, text: str) -> NDArray[np.uint32] | None:
         try:
