@@ -1,13 +1,14 @@
 # make demo    set up, then train on the embedded corpus and show the report
 # make test    set up, then run the tests
 # make check   everything that a change must pass
+# make reliability   kills, damage, hostile files, full disks: about half an hour
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-slow bench-recipes check format lint type package golden docs clean
+.PHONY: demo test test-slow bench-recipes reliability check format lint type package golden docs clean
 
 # torch first and pinned: a range would take the newest build, with gigabytes of GPU libraries.
 # The stamp comes last, so that an installation that was cut off is done again.
@@ -32,6 +33,11 @@ test-slow: $(READY)
 bench-recipes: $(READY)
 	$(BIN)/eff prepare python --offline
 	$(BIN)/python benchmarks/recipes.py
+
+# Results are kept in runs/reliability; what is there is not measured again without --again.
+reliability: $(READY)
+	$(BIN)/python benchmarks/reliability.py
+	$(BIN)/python benchmarks/reliability.py --readme
 
 check: lint type
 	$(MAKE) test

@@ -11,31 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from conftest import TINY, Settings
+from conftest import Settings
 
 from effcli.engine.interrupt import Interrupt
 from effcli.engine.runs import checkpoint
 from effcli.errors import EffError, Stopped
 from effcli.methods import baseline
+from reliability.harness import SETS, fork, kill, same, wait, weights
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-SETS = [part for assignment in TINY for part in ("--set", assignment)]
-
-
-def _fork(work: Callable[[], int]) -> int:
-    """Run `work` in a child that has everything imported already; returns its process."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        code = work()
-    finally:
-        os._exit(code)
 
 
 def _train(settings: Any) -> Callable[[], int]:
@@ -52,51 +36,21 @@ def _train(settings: Any) -> Callable[[], int]:
     return work
 
 
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    place, _ = checkpoint.newest(folder / "checkpoints")
-    assert place is not None
-    return checkpoint.load_model(place, torch.device("cpu"))
-
-
-def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
 def _settings(tiny: Settings, out: Path) -> Any:
     flags = {"steps": 60, "save_every": 3, "eval_every": 20, "out": out, "resume": True}
     return tiny("model.dropout=0.1", "batch.micro=2", "evaluation.floors=false", **flags)
-
-
-def test_twenty_random_kills_end_with_equal_weights(tiny: Settings, place: Path) -> None:
-    started = time.monotonic()
-    assert os.waitpid(_fork(_train(_settings(tiny, place / "reference"))), 0)[1] == 0
-    duration = time.monotonic() - started
-    reference = _weights(place / "reference")
-    dice, killed = random.Random(4), 0
-    for number in range(20):
-        folder = place / f"run-{number}"
-        child = _fork(_train(_settings(tiny, folder)))
-        time.sleep(dice.uniform(0.02, 1.1) * duration)
-        os.kill(child, signal.SIGKILL)
-        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        assert os.waitpid(_fork(_train(_settings(tiny, folder))), 0)[1] == 0
-        assert _same(_weights(folder), reference)
-        leftovers = [path.name for path in (folder / "checkpoints").iterdir()]
-        assert not [name for name in leftovers if not name.startswith("step-")]
-    assert killed > 5
 
 
 def test_a_run_killed_again_and_again_still_ends(tiny: Settings, place: Path) -> None:
     settings = _settings(tiny, place / "run")
     dice = random.Random(1)
     for _ in range(12):
-        child = _fork(_train(settings))
+        child = fork(_train(settings))
         time.sleep(dice.uniform(0.1, 0.5))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    assert os.waitpid(_fork(_train(settings)), 0)[1] == 0
-    assert os.waitpid(_fork(_train(_settings(tiny, place / "reference"))), 0)[1] == 0
-    assert _same(_weights(place / "run"), _weights(place / "reference"))
+        kill(child)
+    assert wait(fork(_train(settings))) == 0
+    assert wait(fork(_train(_settings(tiny, place / "reference")))) == 0
+    assert same(weights(place / "run"), weights(place / "reference"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -105,10 +59,10 @@ def test_signals_save_and_say_how_to_go_on(tiny: Settings, place: Path, number: 
     saved = 0
     for attempt in range(8):
         folder = place / f"run-{attempt}"
-        child = _fork(_train(_settings(tiny, folder)))
+        child = fork(_train(_settings(tiny, folder)))
         time.sleep(dice.uniform(0.15, 0.9))
         os.kill(child, number)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = wait(child)
         assert code in (0, 128 + number, -number)  # done, saved, or before anything had begun
         saved += code == 128 + number
         if code == 128 + number:
@@ -124,23 +78,22 @@ def test_a_second_ctrl_c_leaves_at_once(place: Path) -> None:
                 time.sleep(0.05)  # work that never looks
         return 0
 
-    child = _fork(stubborn)
+    child = fork(stubborn)
     time.sleep(0.3)
     os.kill(child, signal.SIGINT)
     time.sleep(0.2)
     assert os.waitpid(child, os.WNOHANG) == (0, 0)  # the first one only asks
     os.kill(child, signal.SIGINT)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert wait(child) == 130
 
 
 def test_the_lock_of_a_killed_process_is_free(tiny: Settings, place: Path) -> None:
     settings = _settings(tiny, place / "run")
-    child = _fork(_train(settings))
+    child = fork(_train(settings))
     time.sleep(0.4)
-    assert os.waitstatus_to_exitcode(os.waitpid(_fork(_train(settings)), 0)[1]) == 3
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(os.waitpid(_fork(_train(settings)), 0)[1]) == 0
+    assert wait(fork(_train(settings))) == 3
+    kill(child)
+    assert wait(fork(_train(settings))) == 0
 
 
 def test_the_whole_program_stops_on_a_signal(corpus_folder: Path, place: Path) -> None:
@@ -177,13 +130,12 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
 
         return run
 
-    assert os.waitpid(_fork(work("whole")), 0)[1] == 0
+    assert wait(fork(work("whole"))) == 0
     dice = random.Random(2)
     for number in range(6):
         for _ in range(3):
-            child = _fork(work(f"parts-{number}"))
+            child = fork(work(f"parts-{number}"))
             time.sleep(dice.uniform(0.05, 0.8))
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-        assert os.waitpid(_fork(work(f"parts-{number}")), 0)[1] == 0
+            kill(child)
+        assert wait(fork(work(f"parts-{number}"))) == 0
         assert Corpus.open(Path(f"parts-{number}")).hash == Corpus.open(Path("whole")).hash
