@@ -19,6 +19,7 @@ from effcli.engine.runs import checkpoint
 SETS = [part for assignment in TINY for part in ("--set", assignment)]
 PATIENCE = 120  # seconds that a child may take; then it is killed, and that is a failure
 KEPT_FAILURES = 20
+OUT, ERR = ".stdout", ".stderr"
 
 
 def _nothing(_: int) -> None:
@@ -72,8 +73,11 @@ class Outcome:
         return f"more than one line: {rest}" if rest and self.code else None
 
 
-def fork(work: Callable[[], int], out: Path | None = None, err: Path | None = None) -> int:
-    """Run `work` in a child that has everything imported already; returns its process."""
+def fork(work: Callable[[], int], place: Path | None = None) -> int:
+    """Run `work` in a child that has everything imported already; returns its process.
+
+    What it says goes into files in `place`, or nowhere.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -85,9 +89,9 @@ def fork(work: Callable[[], int], out: Path | None = None, err: Path | None = No
         for number in (signal.SIGINT, signal.SIGTERM):  # whatever the parent made of them
             default = number == signal.SIGINT
             signal.signal(number, signal.default_int_handler if default else signal.SIG_DFL)
-        for descriptor, path in ((1, out), (2, err)):
-            file = os.open(path or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            os.dup2(file, descriptor)
+        for descriptor, name in ((1, OUT), (2, ERR)):
+            path = place / name if place else os.devnull
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
         sys.stdout = open(1, "w", encoding="utf8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf8", closefd=False)  # noqa: SIM115
         code = work()
@@ -119,14 +123,17 @@ def command(*arguments: object) -> Callable[[], int]:
     return work
 
 
-def outcome(work: Callable[[], int], place: Path) -> Outcome:
-    """Let a child do `work` and see how it ends; `place` takes what it says."""
-    out, err = place / ".stdout", place / ".stderr"
-    _, status, usage = os.wait4(fork(work, out, err), 0)
+def finished(child: int, place: Path) -> Outcome:
+    """Wait for a child that says what it says in `place`, and see how it ended."""
+    _, status, usage = os.wait4(child, 0)
     unit = 1 if sys.platform == "darwin" else 1024
-    code = os.waitstatus_to_exitcode(status)
-    said = (path.read_text("utf8", errors="replace") for path in (out, err))
-    return Outcome(code, *said, usage.ru_maxrss * unit)
+    said = ((place / name).read_text("utf8", errors="replace") for name in (OUT, ERR))
+    return Outcome(os.waitstatus_to_exitcode(status), *said, usage.ru_maxrss * unit)
+
+
+def outcome(work: Callable[[], int], place: Path) -> Outcome:
+    """Let a child do `work` and see how it ends."""
+    return finished(fork(work, place), place)
 
 
 def eff(place: Path, *arguments: object) -> Outcome:
