@@ -17,12 +17,12 @@ def generate(given: Given, screen: Screen) -> None:
     with Interrupt() as stop:
         if not screen.as_json and len(settings.prompts) * copies == 1:
             begun = settings.prompts[0]
-            for news in stream(settings, stop):
+            for news in stream(settings, stop, screen.note):
                 screen.out.print(Text(safe(begun + news)), end="", soft_wrap=True)
                 begun = ""
             screen.out.print()
             return
-        written = texts(settings, stop)
+        written = texts(settings, stop, screen.note)
     results = [
         {"prompt": prompt, "texts": several}
         for prompt, several in zip(settings.prompts, written, strict=True)

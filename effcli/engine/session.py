@@ -235,6 +235,7 @@ class Session:
             "evaluated_at": self._evaluated_at,
             "wall": self._log.wall(),
             "corpus": self.corpus.hash,
+            "asked": self.run.asked(),
         }
         weights = self.parts.model.state_dict()
         checkpoint.save(self.run.checkpoints, step, weights, state, self.settings.keep)
@@ -270,6 +271,7 @@ class Session:
         if state["corpus"] != self.corpus.hash:
             hint = "name the corpus that it began with, with --data"
             raise InputError(f"the run in {self.run.folder} was begun on another corpus", hint)
+        self.run.require_asked(state.get("asked"))
         weights = checkpoint.load_model(place, self.parts.device.torch)
         self.parts.model.load_state_dict(weights)
         self.parts.load_state_dict(state["parts"])

@@ -1,6 +1,6 @@
 """Write text with the model of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
@@ -11,23 +11,31 @@ from effcli.engine.runs.trained import open_trained, settle
 from effcli.settings.generate import GenerateSettings
 
 
-def texts(settings: GenerateSettings, stop: Stop) -> list[list[str]]:
+Warn = Callable[[str], None]
+"""Hears that something is not as it should be, and was not used."""
+
+
+def _unheard(_: str) -> None:
+    """Nobody listens."""
+
+
+def texts(settings: GenerateSettings, stop: Stop, warn: Warn = _unheard) -> list[list[str]]:
     """What continues each prompt, as often as asked."""
-    model, tokenizer = _opened(settings)
+    model, tokenizer = _opened(settings, warn)
     *_, writings = write(model, tokenizer, settings.prompts, settings, stop)
     written = [writing.text(tokenizer, settings.stop) for writing in writings]
     copies = settings.num_return_sequences
     return [written[start : start + copies] for start in range(0, len(written), copies)]
 
 
-def stream(settings: GenerateSettings, stop: Stop) -> Iterator[str]:
+def stream(settings: GenerateSettings, stop: Stop, warn: Warn = _unheard) -> Iterator[str]:
     """One text that continues one prompt, bit by bit."""
-    model, tokenizer = _opened(settings)
+    model, tokenizer = _opened(settings, warn)
     for (writing,) in write(model, tokenizer, settings.prompts, settings, stop):
         yield writing.news(tokenizer, settings.stop)
 
 
-def _opened(settings: GenerateSettings) -> tuple[LanguageModel, Tokenizer]:
-    model, tokenizer = open_trained(settings.run, Device(settings.device))
+def _opened(settings: GenerateSettings, warn: Warn) -> tuple[LanguageModel, Tokenizer]:
+    model, tokenizer = open_trained(settings.run, Device(settings.device), warn)
     settle(model)
     return model, tokenizer

@@ -144,6 +144,14 @@ def test_a_damaged_tokenizer_is_refused(
         Tokenizer.load(tmp_path / "t.json")
 
 
+def test_base64_that_says_the_same_otherwise_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    byte_tokenizer("").save(path)
+    path.write_text(path.read_text().replace('"AA=="', '"AB=="'))  # bits that no byte has
+    with pytest.raises(InputError, match="damaged"):
+        Tokenizer.load(path)
+
+
 def test_cutting_before_a_word_does_not_change_the_tokens(trained: Tokenizer) -> None:
     text = "".join(str(row.text) for row in islice(Grammar("2").rows("train"), 40))
     whole = trained.encode(text)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import Settings
 
+from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.models.generate import choose, write
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.compare import compare
@@ -160,6 +161,37 @@ def test_a_damaged_run_does_not_write(eff: Eff, run: Path, place: Path, damage: 
     code, _, err = eff("generate", "copy", "x")
     assert code == (0 if damage == "nothing" else 2)
     assert damage == "nothing" or "no whole checkpoint" in err
+
+
+@pytest.mark.parametrize("name", ["config.toml", "tokenizer.json"])
+def test_a_run_with_another_file_of_the_same_kind_does_not_write(
+    eff: Eff, run: Path, place: Path, name: str
+) -> None:
+    """Whole in itself, and not the one that the weights were trained with."""
+    import shutil
+
+    shutil.copytree(run, place / "copy")
+    if name == "config.toml":
+        text = (run / name).read_text()
+        (place / "copy" / name).write_text(text.replace("seed = 0", "seed = 1"))
+    else:
+        ranks = {**{bytes([value]): value for value in range(255, -1, -1)}}
+        Tokenizer("other", "", ranks, 256).save(place / "copy" / name)
+    code, _, err = eff("generate", "copy", "x")
+    assert code == 2
+    assert name in err
+
+
+def test_an_older_checkpoint_is_not_used_silently(eff: Eff, run: Path, place: Path) -> None:
+    import shutil
+
+    shutil.copytree(run, place / "copy")
+    one = checkpoint.steps(place / "copy" / "checkpoints")[-1]
+    shutil.copytree(one, one.with_name("step-000000500"))
+    code, out, err = eff("generate", "copy", "x", "--max-new-tokens", "3")
+    assert code == 0
+    assert out
+    assert "step-000000500 is damaged and was not used" in err
 
 
 def test_a_report_is_made_again_from_the_folder_alone(eff: Eff, run: Path, place: Path) -> None:

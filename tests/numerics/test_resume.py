@@ -180,6 +180,16 @@ def test_when_no_checkpoint_is_whole_nothing_is_restarted_silently(
         baseline.run(_settings(tiny, place / "run", resume=True))
 
 
+def test_settings_that_were_edited_are_refused(tiny: Settings, place: Path) -> None:
+    watch, stop = _stop_after(5)
+    with pytest.raises(Stopped):
+        baseline.run(_settings(tiny, place / "run"), watch, stop)
+    config = place / "run" / "config.toml"
+    config.write_text(config.read_text().replace("dropout = 0.1", "dropout = 0.2"))
+    with pytest.raises(InputError, match="not what the run was begun with"):
+        baseline.run(_settings(tiny, place / "run", resume=True))
+
+
 def test_another_corpus_is_refused(tiny: Settings, place: Path, corpus_folder: Path) -> None:
     from effcli.engine.data.prepare import prepare
     from effcli.settings.prepare import PrepareSettings

@@ -1,10 +1,13 @@
 """Checkpoints are whole or not there, and every damage is seen."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from effcli.engine.runs import checkpoint
 from effcli.errors import InputError, ResourceError
@@ -96,6 +99,27 @@ def test_the_one_before_is_used_and_the_bad_one_kept_aside(place: Path) -> None:
     assert found == good
     assert len(warnings) == 1
     assert list(place.glob("damaged-step-000000002-*"))
+
+
+def test_a_checkpoint_under_another_name_is_damaged(place: Path) -> None:
+    """Two that were exchanged are whole, and still not what they say."""
+    one, other = (checkpoint.save(place, step, MODEL, STATE, keep=2) for step in (1, 2))
+    other.rename(place / "aside")
+    one.rename(other)
+    assert checkpoint.damage(other) == "it is the one of another step"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+def test_the_number_of_a_failed_write_is_not_lost(
+    place: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise SafetensorError(f"Error while serializing: I/O error: no (os error {number})")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match=os.strerror(number)) as raised:
+        checkpoint.save(place, 1, MODEL, STATE, keep=2)
+    assert raised.value.errno == number
 
 
 def test_an_unfinished_draft_is_never_taken_for_a_checkpoint(place: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from effcli.engine.data.tokenizers import Tokenizer
+from effcli.engine.data.tokenizers import Tokenizer, describe
 from effcli.engine.data.write import describe_file
 from effcli.engine.runs.files import read_json, write_text
 from effcli.errors import CheckError, InputError
@@ -103,7 +103,7 @@ class Corpus:
         self.folder = folder
         self.manifest = manifest
         self.tokenizer = Tokenizer.load(folder / "tokenizer.json")
-        if self.tokenizer.hash != manifest["tokenizer"]["hash"]:
+        if describe(self.tokenizer) != manifest["tokenizer"]:
             raise InputError(f"{folder}: the tokenizer is not the one the shards were made with")
         self.splits = {
             name: Split(folder, entry, manifest["dtype"], manifest["shard_tokens"])

@@ -5,8 +5,8 @@ disk with its hash in a manifest. So one that has its name is whole, unless the 
 lied: then its hashes say so, it is set aside, and the one before is used.
 """
 
-import errno
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ Tree = dict[str, Any]
 def save(folder: Path, step: int, model: dict[str, Tensor], state: Tree, keep: int) -> Path:
     """Write the checkpoint of a step into `folder`, and remove all but the newest `keep`."""
     folder.mkdir(exist_ok=True)
-    place, draft = folder / f"step-{step:09d}", folder / f".draft-{step}-{os.getpid()}"
+    place, draft = folder / _name(step), folder / f".draft-{step}-{os.getpid()}"
     if place.exists():
         return place
     tensors: dict[str, Tensor] = {}
@@ -53,13 +53,18 @@ def save(folder: Path, step: int, model: dict[str, Tensor], state: Tree, keep: i
     return place
 
 
+def _name(step: int) -> str:
+    return f"step-{step:09d}"
+
+
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     ordered = {name: tensors[name].detach().contiguous().cpu() for name in sorted(tensors)}
     try:
         save_file(ordered, path)
     except SafetensorError as error:
-        if "os error 28" in str(error):  # the library hides the number
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if found := re.search(r"os error (\d+)", str(error)):  # the library hides the number
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
     with path.open("rb+") as stream:
         os.fsync(stream.fileno())
@@ -114,12 +119,14 @@ def damage(place: Path) -> str | None:
             return "it was written by another version"
         if set(manifest["files"]) != {MODEL, TRAINING, STATE}:
             return f"{MANIFEST} does not name its files"
+        if place.name != _name(manifest["step"]):
+            return "it is the one of another step"
         for name, described in manifest["files"].items():
             if not (place / name).is_file():
                 return f"{name} is missing"
             if describe_file(place / name) != described:
                 return f"{name} is not what was written"
-    except (InputError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (InputError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         return f"{MANIFEST} cannot be read: {error}"
     return None
 
@@ -150,6 +157,12 @@ def load_state(place: Path) -> Tree:
         return _put_tensors(read_json(place / STATE), tensors)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{place / STATE} is damaged: {error}") from None
+
+
+def load_value(place: Path, key: str) -> Any:
+    """One plain value of the state; None if it has no such value."""
+    entry = read_json(place / STATE).get(key, {})
+    return entry.get("value")
 
 
 def _read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:

@@ -99,6 +99,16 @@ class RunDir:
         sessions = [*before.get("sessions", []), {"started_at": _now(), "python": sys.version}]
         write_json(self.folder / ENV, {**before, **facts, **environment(), "sessions": sessions})
 
+    def asked(self) -> str:
+        """Names what was asked for: the hash of what `begin` wrote."""
+        return str(describe_file(self.folder / CONFIG)["sha256"])
+
+    def require_asked(self, before: str | None) -> None:
+        """Refuse settings that are not those of a checkpoint, which has their name."""
+        if before not in (None, self.asked()):
+            hint = "put it back as it was, or start a new run in another --out"
+            raise InputError(f"{self.folder / CONFIG} is not what the run was begun with", hint)
+
     def env(self) -> dict[str, Any]:
         """What `describe` wrote."""
         env = read_json(self.folder / ENV)
@@ -110,7 +120,9 @@ class RunDir:
         """Add a record."""
         if self._records is None:
             self._records = (self.folder / RECORDS).open("ab", buffering=0)
-        self._records.write(json.dumps(record.as_row(), allow_nan=False).encode() + b"\n")
+        row = json.dumps(record.as_row(), allow_nan=False).encode() + b"\n"
+        while row:  # a disk that is nearly full takes a part, and complains at the next one
+            row = row[self._records.write(row) :]
 
     def position(self) -> int:
         """Bytes of records, all of them on disk."""

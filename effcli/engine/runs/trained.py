@@ -1,16 +1,17 @@
 """Models, new and trained."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from effcli.catalog import MODELS
-from effcli.engine.data.tokenizers import Tokenizer
+from effcli.engine.data.tokenizers import Tokenizer, describe
 from effcli.engine.device import Device
 from effcli.engine.models.layers import Linear
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.runs import checkpoint
-from effcli.engine.runs.rundir import CHECKPOINTS, CONFIG, TOKENIZER
+from effcli.engine.runs.rundir import CHECKPOINTS, CONFIG, TOKENIZER, RunDir
 from effcli.errors import InputError, ResourceError
 from effcli.registry import resolve_place
 from effcli.settings.base import PartSettings
@@ -46,22 +47,33 @@ def require_memory(settings: PartSettings, vocab_size: int, device: Device) -> N
         )
 
 
-def open_trained(folder: Path, device: Device) -> tuple[LanguageModel, Tokenizer]:
-    """The model and the tokenizer of a run, at its newest checkpoint."""
+def open_trained(
+    folder: Path, device: Device, warn: Callable[[str], None] = lambda _: None
+) -> tuple[LanguageModel, Tokenizer]:
+    """The model and the tokenizer of a run, at its newest whole checkpoint."""
     if not (folder / CONFIG).exists():
         raise InputError(f"there is no run in {folder}", "give the folder of a trained run")
-    tokenizer = Tokenizer.load(folder / TOKENIZER)
-    places = checkpoint.steps(folder / CHECKPOINTS)
-    whole = [place for place in reversed(places) if checkpoint.damage(place) is None]
-    if not whole:
-        hint = "let it train until its first checkpoint"
-        raise InputError(f"the run in {folder} has no whole checkpoint", hint)
+    run, tokenizer = RunDir(folder), Tokenizer.load(folder / TOKENIZER)
+    if describe(tokenizer) != run.env()["corpus"]["tokenizer"]:
+        raise InputError(f"{folder / TOKENIZER} is not the one that the run was trained with")
+    place = _newest(folder, warn)
+    run.require_asked(checkpoint.load_value(place, "asked"))
     shape = read_toml(folder / CONFIG)["model"]
     settings = MODELS.load(shape["name"]).model_validate(shape)
     model = build_model(settings, tokenizer.vocab_size, 0)
     try:
-        model.load_state_dict(checkpoint.load_model(whole[0], torch.device("cpu")))
+        model.load_state_dict(checkpoint.load_model(place, torch.device("cpu")))
     except RuntimeError as error:
-        raise InputError(f"{whole[0]} does not fit {folder / CONFIG}: {error}") from None
+        raise InputError(f"{place} does not fit {folder / CONFIG}: {error}") from None
     device.adopt(model)
     return model, tokenizer
+
+
+def _newest(folder: Path, warn: Callable[[str], None]) -> Path:
+    """The newest whole checkpoint; a damaged one is passed over, but never silently."""
+    for place in reversed(checkpoint.steps(folder / CHECKPOINTS)):
+        if (reason := checkpoint.damage(place)) is None:
+            return place
+        warn(f"{place} is damaged and was not used: {reason}")
+    hint = "let it train until its first checkpoint"
+    raise InputError(f"the run in {folder} has no whole checkpoint", hint)
