@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from reliability import crash_points, kills
+from reliability import crash_points, cuts, disk, kills, mutations, pairs, poison, signals, terminal
 from reliability.harness import Tally
 
 
@@ -13,7 +13,7 @@ class Measurement(NamedTuple):
 
     text: str
     n: int
-    """Trials; 0 for as many as there are."""
+    """Trials, of each of several kinds if there are any; 0 for as many as there are."""
     run: Callable[[Path, int, Tally], None]
 
 
@@ -32,5 +32,40 @@ MEASUREMENTS = {
         "a crash before, in and after every call of a save, unflushed data lost",
         0,
         crash_points.crash_points,
+    ),
+    "cuts": Measurement(
+        "a 60-step run cut after every step, once and twice, 1 and 4 parts a step: equal bits",
+        0,
+        cuts.every_cut,
+    ),
+    "signals": Measurement(
+        "SIGINT or SIGTERM in training, evaluation, preparation, generation: 130 or 143, resumable",
+        50,
+        signals.signals,
+    ),
+    "mutations": Measurement(
+        "a file that was flipped, cut, zeroed, exchanged or older: refused, or an older checkpoint",
+        1000,
+        mutations.mutations,
+    ),
+    "disk": Measurement(
+        "a full disk in preparation, training, reporting: code 3, one line, resumable",
+        20,
+        disk.full_disks,
+    ),
+    "poison": Measurement(
+        "NaN or infinity in a weight or gradient: code 5 before the update",
+        20,
+        poison.poisoned,
+    ),
+    "pairs": Measurement(
+        "two processes started on one run: one works, the other says so",
+        100,
+        pairs.two_processes,
+    ),
+    "terminal": Measurement(
+        "hostile strings shown as text, errors, notes, JSON: no control byte gets through",
+        10_000,
+        terminal.hostile_strings,
     ),
 }
