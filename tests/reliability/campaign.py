@@ -68,4 +68,19 @@ MEASUREMENTS = {
         10_000,
         terminal.hostile_strings,
     ),
+    "hostile": Measurement(
+        "hostile text, settings, corpora, runs: not executed, nothing elsewhere, one line",
+        0,
+        hostile.hostile_files,
+    ),
+    "offline": Measurement(
+        "prepare, train, generate, report without a network: no attempt to connect",
+        10,
+        offline.no_network,
+    ),
+    "cost": Measurement(
+        "hashing, flushing and finite checks, preset nano: less than 2 % of the time of training",
+        1,
+        cost.safety_cost,
+    ),
 }

@@ -76,7 +76,8 @@ class Outcome:
 def fork(work: Callable[[], int], place: Path | None = None) -> int:
     """Run `work` in a child that has everything imported already; returns its process.
 
-    What it says goes into files in `place`, or nowhere.
+    What it says goes into files in `place`, or nowhere. It must keep to one thread: those
+    of its parent are not there, and OpenMP waits for them for ever.
     """
     sys.stdout.flush()
     sys.stderr.flush()

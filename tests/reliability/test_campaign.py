@@ -10,8 +10,10 @@ from reliability.crash_points import crash_points
 from reliability.cuts import every_cut
 from reliability.disk import full_disks
 from reliability.harness import Tally
+from reliability.hostile import hostile_files
 from reliability.kills import kills_in_a_save, random_kills
 from reliability.mutations import mutations
+from reliability.offline import no_network
 from reliability.pairs import two_processes
 from reliability.poison import poisoned
 from reliability.signals import signals
@@ -68,3 +70,11 @@ def test_of_two_processes_one_works(place: Path) -> None:
 
 def test_hostile_text_controls_no_terminal(place: Path) -> None:
     _measured(hostile_strings, place, 300)
+
+
+def test_hostile_files_are_refused_in_one_line(place: Path) -> None:
+    assert _measured(hostile_files, place, 8).n >= 10
+
+
+def test_nothing_connects(place: Path) -> None:
+    _measured(no_network, place, 1)
