@@ -4,7 +4,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from reliability import crash_points, cuts, disk, kills, mutations, pairs, poison, signals, terminal
+from reliability import (
+    cost,
+    crash_points,
+    cuts,
+    disk,
+    hostile,
+    kills,
+    mutations,
+    offline,
+    pairs,
+    poison,
+    signals,
+    terminal,
+)
 from reliability.harness import Tally
 
 
