@@ -10,7 +10,6 @@ from effcli.engine.records import Stop
 from effcli.engine.runs.trained import open_trained, settle
 from effcli.settings.generate import GenerateSettings
 
-
 Warn = Callable[[str], None]
 """Hears that something is not as it should be, and was not used."""
 

@@ -19,6 +19,7 @@ from effcli.settings.train import BUDGETS, TrainSettings
 S = TypeVar("S", bound=Settings)
 Tree = dict[str, Any]
 COMMAND_LINE = "the command line"
+LARGEST_FILE = 2**14  # bytes; the parser takes memory by the square of a key's depth
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,14 @@ def resolve(
 def read_toml(path: Path) -> Tree:
     """Read a settings file, or say what is wrong with it and where."""
     try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise InputError(f"{path} is too large for a settings file")
         return tomllib.loads(path.read_text("utf8"))
     except FileNotFoundError:
         raise InputError(f"there is no settings file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the settings file {path}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers and lists beyond all bounds
         raise InputError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -70,7 +73,7 @@ def parse_assignments(assignments: Iterable[str]) -> Tree:
             raise InputError(f"--set {assignment}: not of the form name=value")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             value = text
         flat[name.strip()] = value
     return _nested(flat)

@@ -37,31 +37,33 @@ def _settings(corpus: Path) -> dict[str, Case]:
         "a part from elsewhere": '[model]\nname = "os:system"\n',
         "a preset from elsewhere": 'preset = "../../../etc/passwd"\n',
         "escapes": 'preset = "\\u001b]52;c;cm0=\\u0007"\n',
-        "a place as a table": "out = {a = 1}\n",
+        "a place as a table": "keep = {a = 1}\n",
     }
 
     def of(text: str | bytes) -> Callable[[Path], list[Any]]:
         def line(case: Path) -> list[Any]:
             path = case / "settings.toml"
             path.write_bytes(text if isinstance(text, bytes) else text.encode())
-            return ["baseline", "--config", path, "--quiet", *_where(corpus, case)]
+            if path.read_bytes().startswith(b"data"):
+                return ["baseline", "--config", path, "--dry-run"]
+            return ["baseline", "--config", path, *_where(corpus, case)]
 
         return line
 
     def assigned(text: str) -> Callable[[Path], list[Any]]:
-        return lambda case: ["baseline", "--set", text, "--quiet", *_where(corpus, case)]
+        return lambda case: ["baseline", "--set", text, *_where(corpus, case)]
 
     files = {f"settings: {name}": (of(text), (2, 3)) for name, text in texts.items()}
     sets = {
         "--set: a huge number": (assigned(f"keep={'9' * 5000}"), (2,)),
         "--set: deep arrays": (assigned(f"keep={'[' * DEEP}"), (2,)),
-        "--set: NUL": (assigned('data="a\\u0000b"'), (2,)),
+        "--set: NUL": (assigned('preset="a\\u0000b"'), (2,)),
     }
     return {**files, **sets}
 
 
 def _where(corpus: Path, case: Path) -> list[Any]:
-    return ["--data", corpus, "--out", case / "out" / "run", *THREADS]
+    return ["--data", corpus, "--out", case / "out" / "run", "--dry-run", "--quiet", *THREADS]
 
 
 def _rewrite(path: Path, change: Callable[[Any], Any]) -> None:

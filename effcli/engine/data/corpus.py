@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effcli.engine.data.tokenizers import Tokenizer, describe
-from effcli.engine.data.write import describe_file
+from effcli.engine.data.write import describe_file, shard_name
 from effcli.engine.runs.files import read_json, write_text
 from effcli.errors import CheckError, InputError
 from effcli.registry import suggestion
@@ -50,15 +50,43 @@ def manifest_hash(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
+def _is_sound(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest speaks of a corpus that can be, in files that are in its folder."""
+    limit, size = manifest["shard_tokens"], np.dtype(manifest["dtype"]).itemsize
+    if limit < 1 or manifest["dtype"] not in ("uint16", "uint32"):
+        return False
+    for name, entry in manifest["splits"].items():
+        counts = [entry[key] for key in ("tokens", "documents", "bytes")]
+        files, shards = entry["files"], -(-entry["tokens"] // limit)
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            return False
+        if len(entry["shards"]) != shards or shards > len(files):
+            return False
+        if entry["shards"] != [shard_name(name, index) for index in range(shards)]:
+            return False
+        if sum(files[shard]["bytes"] for shard in entry["shards"]) != entry["tokens"] * size:
+            return False
+        if any(Path(file).name != file for file in files):
+            return False
+    return True
+
+
 class Split:
     """The tokens of one split, memory-mapped, as one long row."""
 
-    def __init__(self, folder: Path, entry: dict[str, Any], dtype: str, shard_tokens: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        entry: dict[str, Any],
+        dtype: str,
+        shard_tokens: int,
+        vocab_size: int = 2**32,
+    ) -> None:
         self.tokens: int = entry["tokens"]
         self.documents: int = entry["documents"]
         self.bytes: int = entry["bytes"]
         self._folder, self._entry = folder, entry
-        self._shard_tokens = shard_tokens
+        self._shard_tokens, self._vocab_size = shard_tokens, vocab_size
         self._dtype = np.dtype(dtype).newbyteorder("<")
 
     @cached_property
@@ -83,6 +111,8 @@ class Split:
                 part = self._shards[shard][: count - filled]
                 out[row, filled : filled + len(part)] = part
                 filled += len(part)
+        if out.max(initial=0) >= self._vocab_size:  # a model would look beyond its embedding
+            raise InputError(f"{self._folder} holds ids that its tokenizer does not have")
         return out
 
     def document_starts(self) -> NDArray[np.int64]:
@@ -105,8 +135,9 @@ class Corpus:
         self.tokenizer = Tokenizer.load(folder / "tokenizer.json")
         if describe(self.tokenizer) != manifest["tokenizer"]:
             raise InputError(f"{folder}: the tokenizer is not the one the shards were made with")
+        vocab_size = self.tokenizer.vocab_size
         self.splits = {
-            name: Split(folder, entry, manifest["dtype"], manifest["shard_tokens"])
+            name: Split(folder, entry, manifest["dtype"], manifest["shard_tokens"], vocab_size)
             for name, entry in manifest["splits"].items()
         }
         self.train, self.val = self.splits["train"], self.splits["val"]
@@ -122,11 +153,13 @@ class Corpus:
             hint = "prepare it again with --force"
             raise InputError(f"{folder / CORPUS_FILE} is not what was written", hint)
         try:
+            if not _is_sound(manifest):
+                raise InputError(f"{folder / CORPUS_FILE} makes no sense", "prepare it again")
             corpus = cls(folder, manifest)
             files = {k: v for s in manifest["splits"].values() for k, v in s["files"].items()}
             wrong = [k for k, v in files.items() if (folder / k).stat().st_size != v["bytes"]]
             is_small = sum(v["bytes"] for v in files.values()) <= CHECKED_WHEN_OPENED
-        except (KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, FileNotFoundError) as error:
             raise InputError(f"{folder} is damaged: {error}", "prepare it again") from None
         if check and (damaged := wrong or (corpus.damaged() if is_small else [])):
             raise InputError(f"{folder / damaged[0]} is damaged", "prepare it again with --force")

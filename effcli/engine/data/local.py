@@ -157,8 +157,11 @@ class Local:
             raise InputError(f"{file} has no column {self._column!r}", hint)
         for batch in batches:
             column = batch.column(batch.schema.names.index(self._column))
-            if arrow.types.is_string(column.type) or arrow.types.is_large_string(column.type):
-                column = column.cast(arrow.large_binary())  # so that a bad row is one bad row
+            if arrow.types.is_string(column.type):  # as bytes, so that a bad row is one bad row
+                column = column.view(arrow.binary())
+            elif arrow.types.is_large_string(column.type):
+                column = column.view(arrow.large_binary())
+            column.validate(full=True)  # else offsets of a damaged file lead anywhere in memory
             for value in column:
                 yield Row(value.as_py())
 

@@ -146,7 +146,7 @@ class Tokenizer:
                 and all(bytes([value]) in ranks for value in range(256))
                 and tokenizer._content() == content  # Base64 can say the same in several ways
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"{path} is not a tokenizer: {error}") from error
         if not is_whole:
             raise InputError(f"{path} is damaged", "prepare the corpus again")

@@ -161,8 +161,10 @@ def load_state(place: Path) -> Tree:
 
 def load_value(place: Path, key: str) -> Any:
     """One plain value of the state; None if it has no such value."""
-    entry = read_json(place / STATE).get(key, {})
-    return entry.get("value")
+    try:
+        return read_json(place / STATE).get(key, {}).get("value")
+    except AttributeError as error:
+        raise InputError(f"{place / STATE} is damaged: {error}") from None
 
 
 def _read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:

@@ -153,6 +153,8 @@ class RunDir:
         seal: dict[str, dict[str, Any]] = {}
         if (self.folder / SEAL).exists():
             seal = read_json(self.folder / SEAL)
+        if not isinstance(seal, dict) or not set(seal) <= {CONFIG, ENV, RECORDS, TOKENIZER}:
+            raise InputError(f"{self.folder / SEAL} is damaged")
         return seal
 
     def close(self) -> None:
@@ -170,9 +172,9 @@ class RunDir:
             for line in stream:
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue  # the last line of a run that was killed
-                if isinstance(row, dict) and "kind" in row:
+                if isinstance(row, dict) and isinstance(row.get("kind"), str):
                     yield row
 
 

@@ -34,17 +34,18 @@ def settle(model: LanguageModel) -> None:
     model.settled_head = model.head[: model.vocab_size].to(model.dtype)
 
 
-def require_memory(settings: PartSettings, vocab_size: int, device: Device) -> None:
-    """Refuse a model whose weights, gradients and moments alone are more than there is."""
+def require_memory(
+    settings: PartSettings, vocab_size: int, device: Device, what: str = "training"
+) -> None:
+    """Refuse a model whose weights alone, and in training gradients and moments, do not fit."""
     with torch.device("meta"):
-        needed = 16 * build_model(settings, vocab_size, 0).parameter_count()
+        parameters = build_model(settings, vocab_size, 0).parameter_count()
+    needed = (16 if what == "training" else 4) * parameters
     there = device.available_bytes()
     if there is not None and needed > there:
         sizes = f"at least {size(needed)}, and {size(there)} are available"
         hint = "use a smaller preset, model.width or model.layers"
-        raise ResourceError(
-            f"out of memory before it began: training this model takes {sizes}", hint
-        )
+        raise ResourceError(f"out of memory before it began: {what} this model takes {sizes}", hint)
 
 
 def open_trained(
@@ -54,19 +55,34 @@ def open_trained(
     if not (folder / CONFIG).exists():
         raise InputError(f"there is no run in {folder}", "give the folder of a trained run")
     run, tokenizer = RunDir(folder), Tokenizer.load(folder / TOKENIZER)
-    if describe(tokenizer) != run.env()["corpus"]["tokenizer"]:
+    corpus = run.env().get("corpus")
+    if not isinstance(corpus, dict) or describe(tokenizer) != corpus.get("tokenizer"):
         raise InputError(f"{folder / TOKENIZER} is not the one that the run was trained with")
     place = _newest(folder, warn)
     run.require_asked(checkpoint.load_value(place, "asked"))
-    shape = read_toml(folder / CONFIG)["model"]
-    settings = MODELS.load(shape["name"]).model_validate(shape)
+    settings = _settings(folder / CONFIG)
+    require_memory(settings, tokenizer.vocab_size, device, "using")
     model = build_model(settings, tokenizer.vocab_size, 0)
+    weights = checkpoint.load_model(place, torch.device("cpu"))
+    if not all(w.is_floating_point() and w.isfinite().all() for w in weights.values()):
+        raise InputError(f"{place} holds weights that are not finite numbers")
     try:
-        model.load_state_dict(checkpoint.load_model(place, torch.device("cpu")))
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{place} does not fit {folder / CONFIG}: {error}") from None
     device.adopt(model)
     return model, tokenizer
+
+
+def _settings(config: Path) -> PartSettings:
+    """Which model a run has."""
+    try:
+        shape = read_toml(config)["model"]
+        settings: PartSettings = MODELS.load(shape["name"]).model_validate(shape)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{config} does not describe a model: {reason}") from None
+    return settings
 
 
 def _newest(folder: Path, warn: Callable[[str], None]) -> Path:
