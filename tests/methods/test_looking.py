@@ -182,6 +182,19 @@ def test_a_run_with_another_file_of_the_same_kind_does_not_write(
     assert name in err
 
 
+def test_weights_that_are_no_finite_numbers_are_refused(eff: Eff, run: Path, place: Path) -> None:
+    import shutil
+
+    shutil.copytree(run, place / "copy")
+    newest = checkpoint.steps(place / "copy" / "checkpoints")[-1]
+    model = checkpoint.load_model(newest, torch.device("cpu"))
+    spoiled = {name: weights * float("nan") for name, weights in model.items()}
+    checkpoint.save(newest.parent, 999, spoiled, checkpoint.load_state(newest), keep=9)
+    code, _, err = eff("generate", "copy", "x")
+    assert code == 2
+    assert "not finite" in err
+
+
 def test_an_older_checkpoint_is_not_used_silently(eff: Eff, run: Path, place: Path) -> None:
     import shutil
 

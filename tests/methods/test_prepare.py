@@ -193,6 +193,17 @@ def test_a_bad_file_is_named(place: Path, name: str, content: bytes, message: st
     assert not (place / "data" / f"{name.split('.')[0]}-bytes").exists()
 
 
+def test_offsets_that_lead_out_of_an_arrow_file_are_refused(place: Path) -> None:
+    _arrow(place / "a.arrow")
+    data = bytearray((place / "a.arrow").read_bytes())
+    second = len(ROWS[0]).to_bytes(4, "little")  # where the second row begins
+    at = data.index(bytes(4) + second) + 4
+    data[at : at + 4] = (2**30).to_bytes(4, "little")
+    (place / "a.arrow").write_bytes(data)
+    with pytest.raises(InputError, match="damaged"):
+        _make(sources=("a.arrow",), tokenizer="bytes")
+
+
 def test_a_missing_column_names_the_ones_there_are(place: Path) -> None:
     _parquet(place / "a.parquet")
     with pytest.raises(InputError) as raised:

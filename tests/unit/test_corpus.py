@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from effcli.engine.data.corpus import Corpus, Split, locate
+from effcli.engine.data.corpus import Corpus, Split, locate, manifest_hash
 from effcli.engine.data.prepare import prepare
 from effcli.engine.data.write import SplitWriter
 from effcli.errors import CheckError, InputError
@@ -114,6 +115,27 @@ def test_a_damaged_manifest_is_refused(small: Path, content: str) -> None:
     (small / "corpus.json").write_bytes(content.encode("latin1"))
     with pytest.raises(InputError):
         Corpus.open(small)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"tokens": 10**15}, {"tokens": -1}, {"tokens": "9"}, {"shards": []}, {"shards": ["../x.bin"]}],
+)
+def test_a_manifest_that_makes_no_sense_is_refused(small: Path, changes: dict[str, Any]) -> None:
+    """Its hash holds: it was not damaged, but made so."""
+    manifest = json.loads((small / "corpus.json").read_text())
+    del manifest["sha256"]
+    manifest["splits"]["train"].update(changes)
+    sealed = {**manifest, "sha256": manifest_hash(manifest)}
+    (small / "corpus.json").write_text(json.dumps(sealed))
+    with pytest.raises(InputError):
+        Corpus.open(small)
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_refused(corpus: Corpus) -> None:
+    corpus.val._vocab_size = 50
+    with pytest.raises(InputError, match="ids that its tokenizer does not have"):
+        corpus.val.read([0], 500)
 
 
 def test_another_tokenizer_beside_the_shards_is_refused(small: Path, corpus_folder: Path) -> None:

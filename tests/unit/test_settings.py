@@ -133,6 +133,21 @@ def test_a_bad_file_is_named(place: Path, content: str, message: str) -> None:
     assert message in raised.value.message
 
 
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 9000, "{a=" * 3000])
+def test_what_is_beyond_all_bounds_is_a_mistake_like_any_other(place: Path, text: str) -> None:
+    (place / "my.toml").write_text(f"steps = {text}\n")
+    with pytest.raises(InputError, match=r"my\.toml is not valid TOML"):
+        resolve(BaselineSettings, {}, (), place / "my.toml")
+    with pytest.raises(InputError, match="keep"):
+        resolve(BaselineSettings, {}, [f"keep={text}"])
+
+
+def test_a_settings_file_is_small(place: Path) -> None:
+    (place / "my.toml").write_text(f"{'.'.join(['a'] * 20_000)} = 1\n")
+    with pytest.raises(InputError, match="too large"):
+        resolve(BaselineSettings, {}, (), place / "my.toml")
+
+
 def test_a_missing_file_is_named(place: Path) -> None:
     with pytest.raises(InputError, match="there is no settings file"):
         _resolve(config=place / "none.toml")
