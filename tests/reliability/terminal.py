@@ -62,14 +62,11 @@ def _mark(number: int) -> None:
 def _show(texts: list[str], run: Path) -> Callable[[], int]:
     """Everything that can bring text to a terminal, as work for a child."""
 
-    def stream(*_: Any) -> Iterator[tuple[list[str], str]]:
+    def stream(*_: Any) -> Iterator[str]:
         for number, text in enumerate(texts):
             _mark(number)
-            yield [text], text
+            yield text
         _mark(len(texts))
-
-    def all_at_once(*_: Any) -> Iterator[tuple[list[str], str]]:
-        yield texts, ""
 
     def work() -> int:
         from effcli.errors import InputError
@@ -78,7 +75,7 @@ def _show(texts: list[str], run: Path) -> Callable[[], int]:
         # What a model writes comes from bytes: it can hold anything but halves of characters.
         with patch("effcli.methods.generate.stream", stream):
             command("generate", run, "a")()
-        with patch("effcli.methods.generate.stream", all_at_once):
+        with patch("effcli.methods.generate.texts", lambda *_: [texts]):
             _mark(len(texts))
             command("generate", run, "a", "--num-return-sequences", "2")()
             command("generate", run, "a", "--json")()
