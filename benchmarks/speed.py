@@ -65,6 +65,7 @@ def eff_steps(preset: str, assignments: list[str]) -> Iterator[None]:
 
     vocab, sequences = SHAPES[preset]
     settings = resolved(preset, [f"batch.sequences={sequences}", *assignments])
+    sequences = settings.batch.sequences
     with tempfile.TemporaryDirectory() as folder:
         tokens = np.random.default_rng(0).integers(vocab, size=2_000_000, dtype=np.uint16)
         tokens.tofile(Path(folder) / "shard.bin")
@@ -178,17 +179,17 @@ def measure(preset: str, variants: dict[str, list[str]], rounds: int) -> dict[st
     return {"preset": preset, "tokens_per_step": tokens, "peak": flops_per_second, "rows": rows}
 
 
-def step_flops(preset: str, assignments: list[str] | None) -> float:
+def step_flops(preset: str, assignments: list[str] | None, sequences: int | None = None) -> float:
     """FLOPs of one step by `eff`'s own count, for the reference those of its shape."""
     import torch
 
     from effcli.engine.models.gpt import GPT
 
-    vocab, sequences = SHAPES[preset]
+    vocab, usual = SHAPES[preset]
     settings = resolved(preset, assignments or ["recipe=textbook"])
     with torch.device("meta"):
         model = GPT(settings.model, vocab)
-    return 3 * model.forward_flops(sequences, model.context)
+    return 3 * model.forward_flops(sequences or usual, model.context)
 
 
 def show(result: dict[str, Any]) -> None:
