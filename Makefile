@@ -1,6 +1,9 @@
 # make demo    set up, then train on the embedded corpus and show the report
 # make test    set up, then run the tests
 # make check   everything that a change must pass
+# make bench-speed   training, writing and what surrounds them, beside plain scripts
+# make bench-prepare preparation, beside the disk and the tokenizer alone
+# make gpu-check     whether all is right and fast on this GPU
 # make reliability   kills, damage, hostile files, full disks: about half an hour
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +11,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-slow bench-recipes reliability check format lint type package golden docs clean
+.PHONY: demo test test-slow bench-recipes bench-speed bench-prepare gpu-check reliability check format lint type package golden docs clean
 
 # torch first and pinned: a range would take the newest build, with gigabytes of GPU libraries.
 # The stamp comes last, so that an installation that was cut off is done again.
@@ -33,6 +36,18 @@ test-slow: $(READY)
 bench-recipes: $(READY)
 	$(BIN)/eff prepare python --offline
 	$(BIN)/python benchmarks/recipes.py
+
+# Take these alone: their ratios are steadier on a quiet machine. About fifteen minutes.
+bench-speed: $(READY)
+	$(BIN)/python benchmarks/speed.py --out docs/data/speed.json
+	$(BIN)/python benchmarks/overheads.py --out docs/data/overheads.json
+	$(BIN)/python benchmarks/generation.py --out docs/data/generation.json
+
+bench-prepare: $(READY)
+	$(BIN)/python benchmarks/prepare.py --out docs/data/prepare.json
+
+gpu-check: $(READY)
+	$(BIN)/python benchmarks/gpu_check.py --out docs/data/gpu.json
 
 # Results are kept in runs/reliability; what is there is not measured again without --again.
 reliability: $(READY)

@@ -11,7 +11,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,17 @@ from effcli.settings.baseline import BaselineSettings
 from effcli.settings.generate import SamplingSettings
 from effcli.settings.layers import resolve
 
+END = 64  # tokens, whose past is nearly the whole text
+
 
 @torch.no_grad()
-def uncached(model: GPT, tokens: int) -> list[int]:
+def uncached(model: GPT, tokens: int) -> Iterator[int]:
     """The whole text through the model for every token."""
     ids = torch.tensor([[256]])
     for _ in range(tokens):
         token = model.logits(model.features(ids)[:, -1]).argmax(-1, keepdim=True)
         ids = torch.cat([ids, token], dim=1)
-    return ids[0, 1:].tolist()
+        yield int(token)
 
 
 class Minimal:
@@ -49,8 +51,7 @@ class Minimal:
         s, self.model = model.settings, model
         self.heads, self.dtype = s.heads, model.trunk.dtype
         self.room = torch.empty(2, s.layers, s.heads, tokens + 1, s.width // s.heads).to(self.dtype)
-        cosine, sine = model.trunk.rotary(0, tokens + 1)
-        self.cosine, self.sine = cosine.to(self.dtype), sine.to(self.dtype)
+        self.cosine, self.sine = model.trunk.rotary(0, tokens + 1, self.dtype)
         self.head = model.head[: model.vocab_size].to(self.dtype)
         self.blocks = [
             tuple(
@@ -75,9 +76,9 @@ class Minimal:
         return torch.cat((a * c - b * s, a * s + b * c), dim=-1)
 
     @torch.no_grad()
-    def __call__(self, tokens: int) -> list[int]:
+    def __call__(self, tokens: int) -> Iterator[int]:
         """Greedy text."""
-        token, ids = 256, []
+        token = 256
         for at in range(tokens):
             x = self.norm(self.model.trunk.embedding.weight[token]).to(self.dtype)
             for layer, (wq, wk, wv, wo, up, down) in enumerate(self.blocks):
@@ -92,8 +93,7 @@ class Minimal:
                 x = x + F.linear(mixed.flatten(), wo)
                 x = x + F.linear(F.relu(F.linear(self.norm(x), up)).square(), down)
             token = int(F.linear(self.norm(x), self.head).argmax())
-            ids.append(token)
-        return ids
+            yield token
 
 
 def main() -> None:
@@ -121,32 +121,39 @@ def main() -> None:
     tokenizer = byte_tokenizer("bytes")
     sampling = SamplingSettings(temperature=0, max_new_tokens=asked.tokens)
 
-    def eff(rows: int) -> Callable[[], Any]:
+    def eff(rows: int) -> Callable[[], Iterator[Any]]:
         several = sampling.model_copy(update={"num_return_sequences": rows, "temperature": 0.8})
-        how = sampling if rows == 1 else several
-        return lambda: [len(w.ids) for w in list(write(model, tokenizer, [""], how))[-1]]
+        return lambda: write(model, tokenizer, [""], sampling if rows == 1 else several)
 
-    ways: dict[str, tuple[Callable[[], Any], int]] = {
+    ways: dict[str, tuple[Callable[[], Iterator[Any]], int]] = {
         "uncached": (lambda: uncached(model, asked.tokens), 1),
         "minimal": (lambda: minimal(asked.tokens), 1),
         "eff generate": (eff(1), 1),
         "eff generate, 8 at once": (eff(8), 8),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    whole: dict[str, list[float]] = {name: [] for name in ways}
+    end: dict[str, list[float]] = {name: [] for name in ways}
     for _ in track(range(asked.rounds), "writing", console=Console(stderr=True), transient=True):
         for name, (work, _) in ways.items():
-            started = time.perf_counter()
-            written = work()
-            seconds[name].append(time.perf_counter() - started)
-            assert len(written) == asked.tokens or max(written) == asked.tokens
+            times = [time.perf_counter(), *(time.perf_counter() for _ in work())]
+            assert len(times) == asked.tokens + 1
+            whole[name].append((times[-1] - times[0]) / asked.tokens)
+            end[name].append((times[-1] - times[-1 - END]) / END)
 
-    rates = {n: asked.tokens * ways[n][1] / statistics.median(s) for n, s in seconds.items()}
-    table = Table(title=f"{asked.preset}, {asked.tokens} tokens")
+    title = f"{asked.preset}, {asked.tokens} tokens; in brackets the last {END} alone"
+    table = Table(title=title)
     for column in ("", "tokens/s", "× uncached", "× minimal"):
         table.add_column(column, justify="right" if column else "left")
-    for name, rate in rates.items():
-        ratios = (f"{rate / rates[base]:.2f}" for base in ("uncached", "minimal"))
-        table.add_row(name, f"{rate:,.0f}", *ratios)
+    rates = {
+        name: [rows / statistics.median(taken[name]) for taken in (whole, end)]
+        for name, (_, rows) in ways.items()
+    }
+    for name in ways:
+        ratios = (
+            f"{rates[name][0] / rates[base][0]:.2f} ({rates[name][1] / rates[base][1]:.2f})"
+            for base in ("uncached", "minimal")
+        )
+        table.add_row(name, f"{rates[name][0]:,.0f} ({rates[name][1]:,.0f})", *ratios)
     Console().print(table)
     if asked.out is not None:
         asked.out.write_text(json.dumps({"preset": asked.preset, "rates": rates}, indent=1) + "\n")

@@ -26,5 +26,5 @@ def assemble(settings: TrainSettings, model: LanguageModel, text: Split, device:
         meter=Meter(),
         budget=Budget(settings),
         device=device,
-        micro=micro_batch(settings, model.context),
+        micro=micro_batch(settings, model.context, device),
     )

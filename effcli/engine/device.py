@@ -77,6 +77,12 @@ class Device:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
+    def gpu_bytes(self) -> int:
+        """All the memory of the GPU; 0 where none is used."""
+        return (
+            torch.cuda.get_device_properties(self.torch).total_memory if self.kind == "cuda" else 0
+        )
+
     def available_bytes(self) -> int | None:
         """Memory that a run could still take, if the system tells."""
         if self.kind == "cuda":

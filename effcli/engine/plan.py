@@ -4,7 +4,7 @@ import os
 import shutil
 from dataclasses import dataclass
 
-from effcli.engine.device import LONGEST_BY_PRODUCTS
+from effcli.engine.device import LONGEST_BY_PRODUCTS, Device
 from effcli.engine.loop import Parts
 from effcli.engine.measure.meter import Budget
 from effcli.engine.objectives.cross_entropy import CHUNK_LOGITS
@@ -12,6 +12,7 @@ from effcli.settings.model import GPTSettings
 from effcli.settings.train import TrainSettings
 
 MICRO_TOKENS = 8192  # measured: fewer at once are slower, more are not faster
+GPU_GIGABYTES = 10  # for as many tokens at the size of gpt2; an estimate, batch.micro overrides it
 ASSUMED_MFU = 0.3
 COMPILING_EARNS_AFTER = (
     300.0  # seconds of training; it takes tens of them and saves about a quarter
@@ -47,12 +48,15 @@ def compiler() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-def micro_batch(settings: TrainSettings, context: int) -> int:
-    """Sequences per forward pass: the most that divide a step evenly and fit MICRO_TOKENS."""
+def micro_batch(settings: TrainSettings, context: int, device: Device) -> int:
+    """Sequences per forward pass: the most that divide a step evenly and fit at once."""
     sequences = settings.batch.sequences
     if settings.batch.micro is not None:
         return settings.batch.micro
-    most = max(1, min(sequences, MICRO_TOKENS // context))
+    at_once = MICRO_TOKENS
+    if gigabytes := device.gpu_bytes() / 1e9:  # the whole card's, so that it is always the same
+        at_once = int(MICRO_TOKENS * max(1.0, min(gigabytes / GPU_GIGABYTES, 8.0)))
+    most = max(1, min(sequences, at_once // context))
     return next(size for size in range(most, 0, -1) if sequences % size == 0)
 
 

@@ -43,8 +43,8 @@ def test_rotation_depends_on_the_distance_only() -> None:
     q, k = torch.randn(8), torch.randn(8)
 
     def score(at: int, other: int) -> torch.Tensor:
-        turned = rotate(q.view(1, 1, 1, 8), rotary(at, 1)).flatten()
-        return turned @ rotate(k.view(1, 1, 1, 8), rotary(other, 1)).flatten()
+        turned = rotate(q.view(1, 1, 1, 8), rotary(at, 1, torch.float32)).flatten()
+        return turned @ rotate(k.view(1, 1, 1, 8), rotary(other, 1, torch.float32)).flatten()
 
     assert torch.allclose(score(5, 2), score(45, 42), atol=1e-4)
     assert torch.allclose(score(0, 0), q @ k, atol=1e-5)

@@ -105,7 +105,8 @@ def write(
             for row, token in reading:
                 fresh[row] = token
             history = torch.cat([history, fresh], dim=1)[:, -model.context :]
-            seen.scatter_add_(1, fresh, torch.ones_like(fresh))
+            if settings.repetition_penalty != 1.0:
+                seen.scatter_add_(1, fresh, torch.ones_like(fresh))
             for row, token in enumerate(fresh[:, 0].tolist()):
                 if at >= len(given[row]):
                     _extend(writings[row], token, tokenizer, settings)

@@ -141,7 +141,7 @@ class Trunk(nn.Module):
         if hasattr(self, "positions"):
             x = x + self.positions(torch.arange(start, start + time, device=tokens.device))
         else:
-            angles = self.rotary(start, time)
+            angles = self.rotary(start, time, self.dtype)
         if self.embedding_norm:
             x = rms_norm(x)
         x = self.drop(x.to(self.dtype))

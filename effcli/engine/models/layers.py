@@ -41,8 +41,7 @@ class RMSNorm(nn.Module):
 
 def rms_norm(x: Tensor) -> Tensor:
     """`x` divided by the root of its mean square over the last axis."""
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)  # which computes in float32
 
 
 class Rotary(nn.Module):
@@ -55,17 +54,18 @@ class Rotary(nn.Module):
         self.register_buffer("cosine", angles.cos().float(), persistent=False)
         self.register_buffer("sine", angles.sin().float(), persistent=False)
 
-    def forward(self, start: int, time: int) -> tuple[Tensor, Tensor]:
+    def forward(self, start: int, time: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines for positions start..start+time-1, each of shape (time, channels/2)."""
+        part = slice(start, start + time)
         cosine, sine = self.get_buffer("cosine"), self.get_buffer("sine")
-        return cosine[start : start + time], sine[start : start + time]
+        return cosine[part].to(dtype), sine[part].to(dtype)
 
 
 def rotate(
     x: Float[Tensor, "batch heads time channels"], angles: tuple[Tensor, Tensor]
 ) -> Float[Tensor, "batch heads time channels"]:
     """Turn each pair of channels (c, c + half) by the angle of its position."""
-    cosine, sine = (part.to(x.dtype) for part in angles)
+    cosine, sine = angles
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
 
