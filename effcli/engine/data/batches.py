@@ -2,12 +2,16 @@
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from effcli.engine.data.corpus import Split
 from effcli.engine.data.order import training_order
 from effcli.engine.protocols import Batch, Loss
 from effcli.errors import InputError
+
+AHEAD = 64  # steps whose order is computed at one time
 
 
 class Shuffled:
@@ -17,6 +21,7 @@ class Shuffled:
         self._split, self._context, self._sequences, self._seed = split, context, sequences, seed
         self._windows = split.windows(context)
         self._drawn = 0
+        self._ahead, self._ahead_from = np.empty(0, dtype=np.int64), 0
         if self._windows == 0:
             raise InputError(
                 f"the training text has {split.tokens} tokens, less than one context of {context}",
@@ -25,10 +30,19 @@ class Shuffled:
 
     def draw(self, progress: float) -> Batch:
         """The next windows of the order."""
-        windows = training_order(self._drawn, self._sequences, self._windows, self._seed)
+        windows = self._order(self._drawn)
         self._drawn += self._sequences
         tokens = torch.from_numpy(self._split.read(windows * self._context, self._context + 1))
         return Batch(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(windows))
+
+    def _order(self, start: int) -> NDArray[np.int64]:
+        """The windows of a step, from a stretch of the order that is computed at one time."""
+        at = start - self._ahead_from
+        if not 0 <= at <= len(self._ahead) - self._sequences:
+            count = AHEAD * self._sequences
+            self._ahead = training_order(start, count, self._windows, self._seed)
+            self._ahead_from, at = start, 0
+        return self._ahead[at : at + self._sequences]
 
     def feedback(self, batch: Batch, loss: Loss) -> None:
         """A plain order does not listen."""

@@ -100,19 +100,30 @@ class Split:
 
     def read(self, starts: Sequence[int] | NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """`count` tokens from each start, as an array of shape (starts, count)."""
-        out = np.empty((len(starts), count), dtype=np.int64)
-        for row, start in enumerate(starts):
-            shard, offset = divmod(int(start), self._shard_tokens)
-            part = self._shards[shard][offset : offset + count]
-            out[row, : len(part)] = part
-            filled = len(part)
-            while filled < count:  # the window goes on in the next shard
-                shard += 1
-                part = self._shards[shard][: count - filled]
-                out[row, filled : filled + len(part)] = part
-                filled += len(part)
+        places = np.asarray(starts, dtype=np.int64)
+        out = self._gather(places, count)
         if out.max(initial=0) >= self._vocab_size:  # a model would look beyond its embedding
             raise InputError(f"{self._folder} holds ids that its tokenizer does not have")
+        return out
+
+    def _gather(self, places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        out = np.empty((len(places), count), dtype=np.int64)
+        if not out.size:
+            return out
+        shard, behind = (
+            int(edge) // self._shard_tokens for edge in (places.min(), places.max() + count - 1)
+        )
+        if shard == behind:  # all of it in one shard
+            offsets = places - shard * self._shard_tokens
+            out[:] = self._shards[shard][offsets[:, None] + np.arange(count)]
+            return out
+        for row, start in enumerate(places):
+            shard, offset = divmod(int(start), self._shard_tokens)
+            filled = 0
+            while filled < count:  # perhaps the window goes on in the next shard
+                part = self._shards[shard][offset : offset + count - filled]
+                out[row, filled : filled + len(part)] = part
+                shard, offset, filled = shard + 1, 0, filled + len(part)
         return out
 
     def document_starts(self) -> NDArray[np.int64]:
