@@ -10,12 +10,17 @@ os.environ["MPLBACKEND"] = "svg"
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from effcli.engine.data.corpus import Corpus
 from effcli.engine.data.prepare import prepare
 from effcli.settings.baseline import BaselineSettings
 from effcli.settings.layers import resolve
 from effcli.settings.prepare import PrepareSettings
+
+# A test that is slow on a busy machine is not wrong.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 TINY = [
     "model.layers=2",
