@@ -42,9 +42,11 @@ bench-speed: $(READY)
 	$(BIN)/python benchmarks/speed.py --out docs/data/speed.json
 	$(BIN)/python benchmarks/overheads.py --out docs/data/overheads.json
 	$(BIN)/python benchmarks/generation.py --out docs/data/generation.json
+	$(BIN)/python benchmarks/tables.py
 
 bench-prepare: $(READY)
 	$(BIN)/python benchmarks/prepare.py --out docs/data/prepare.json
+	$(BIN)/python benchmarks/tables.py
 
 gpu-check: $(READY)
 	$(BIN)/python benchmarks/gpu_check.py --out docs/data/gpu.json
