@@ -185,8 +185,9 @@ def test_any_name_of_a_folder_is_a_name(eff: Eff, trained: Path, place: Path, na
 
 def test_other_commands_say_names_safely(eff: Eff, evil_run: Path, trained: Path) -> None:
     _said(eff, "verify", evil_run, code=4)
-    _said(eff, "generate", evil_run, EVIL, "--max-new-tokens", "5")
-    _said(eff, "generate", evil_run, EVIL, "--max-new-tokens", "5", "--num-return-sequences", "2")
+    _said(eff, "generate", evil_run, EVIL, "--max-new-tokens", "5", code=2)  # it was edited
+    _said(eff, "generate", trained, EVIL, "--max-new-tokens", "5")
+    _said(eff, "generate", trained, EVIL, "--max-new-tokens", "5", "--num-return-sequences", "2")
     seal = json.loads((evil_run / "files.json").read_text())
     seal[EVIL] = {"bytes": 1, "sha256": EVIL}
     (evil_run / "files.json").write_text(json.dumps(seal))
