@@ -36,7 +36,7 @@ ROOMS = {
         },
         {"torch", "numpy", "datasets", "huggingface_hub", "tiktoken", "tokenizers", "rustbpe"}
         | {"pyarrow", "safetensors", "filelock", "jaxtyping", "pydantic", "pynvml"}
-        | {"tomli_w", "jinja2", "markupsafe", "matplotlib"},
+        | {"tomli_w", "jinja2", "markupsafe", "matplotlib", "scipy"},
     ),
     "methods": (
         {"errors", "registry", "catalog", "settings", "engine", "methods"},

@@ -1,0 +1,1 @@
+"""Many runs as one experiment: arms, seeds, and what may be said about them."""
