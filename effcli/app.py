@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 from effcli import __version__, launch
 from effcli.commands.baseline import baseline
+from effcli.commands.bench import bench
 from effcli.commands.doctor import doctor
 from effcli.commands.generate import generate
 from effcli.commands.mount import mount
@@ -29,6 +30,7 @@ from effcli.errors import (
 )
 from effcli.safe import guard_libraries, safe
 from effcli.settings.baseline import BaselineSettings
+from effcli.settings.bench import BenchSettings
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
 from effcli.settings.reading import DoctorSettings, ReportSettings, VerifySettings
@@ -45,6 +47,7 @@ mount(app, "baseline", BaselineSettings, baseline, has_plan=True, in_parallel=Tr
 mount(app, "generate", GenerateSettings, generate)
 mount(app, "report", ReportSettings, report)
 mount(app, "verify", VerifySettings, verify)
+mount(app, "bench", BenchSettings, bench, has_plan=True)
 mount(app, "doctor", DoctorSettings, doctor)
 
 _COMMON = InputError, CheckError, DivergedError, Stopped

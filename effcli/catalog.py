@@ -1,13 +1,15 @@
 """Everything that can be swapped by name, one line each. Imports nothing heavy.
 
 A model, optimizer or schedule is entered by its settings class, which says in
-`place` what it builds. A corpus source, a tokenizer and a tracker are entered by the
-class that opens them.
+`place` what it builds. A training method is entered by the settings of its command. A corpus
+source, a tokenizer and a tracker are entered by the class that opens them.
 """
 
 from effcli.registry import Registry
 
 MODELS = Registry("model", {"gpt": "effcli.settings.model:GPTSettings"})
+
+METHODS = Registry("method", {"baseline": "effcli.settings.baseline:BaselineSettings"})
 
 OPTIMIZERS = Registry(
     "optimizer",

@@ -125,6 +125,33 @@ class Reading(Record):
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class CellBegun(Record):
+    """A run of a suite begins."""
+
+    kind: ClassVar[str] = "cell-begun"
+    title: str
+    done: int
+    total: int
+    seconds_left: float
+    """Of the whole suite, as far as it can be foreseen."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellDone(Record):
+    """A run of a suite has ended."""
+
+    kind: ClassVar[str] = "cell-done"
+    title: str
+    status: str
+    loss: float | None
+    done: int
+    total: int
+    seconds_left: float
+    standing: tuple[tuple[str, int, float | None], ...]
+    """Of every arm: name, complete runs at its largest budget, their mean loss."""
+
+
 Watch = Callable[[Record], None]
 Stop = Callable[[], int | None]
 """Asks whether to stop; answers with the number of the signal that wants it."""

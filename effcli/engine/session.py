@@ -134,13 +134,12 @@ class Session:
             if isinstance(record, Diverged):
                 self._fail(record)
             self._look_if_due()  # before saving: a checkpoint is one that could be looked at
-            if settings.save_every and meter.steps % settings.save_every == 0:
+            if _is_due(meter.steps, settings.save_every) or meter.steps in settings.save_at:
                 self._log.ledger("unfinished", self._unique_tokens())  # for whoever reports a kill
                 self._save()
 
     def _look_if_due(self) -> None:
-        every = self.settings.eval_every
-        if every and self.parts.meter.steps % every == 0:
+        if _is_due(self.parts.meter.steps, self.settings.eval_every):
             self._look()
 
     def _look(self) -> None:
@@ -174,7 +173,7 @@ class Session:
         if self.parts.device.processes.is_first:
             report = report_of(self.run.folder)
             report.write()
-            if state == "complete":
+            if state == "complete" and self.settings.page:
                 write_page(self.run.folder, report)
         self.parts.device.processes.wait()
         return report_of(self.run.folder)
@@ -201,6 +200,8 @@ class Session:
         processes = parts.device.processes
         peak = processes.first(known.get("peak_flops_per_second") or peak_flops(parts.device))
         ahead = forecast(settings, parts, self.corpus.train.tokens, peak)
+        if settings.minutes is None and max(settings.save_at, default=0) > ahead.steps:
+            raise InputError(f"save_at: the run ends at step {ahead.steps}")
         wish = {"on": True, "off": False}.get(settings.device.compile)
         chosen = known.get("compiled", ahead.earns_compiling if wish is None else wish)
         compiles = processes.first(chosen)
@@ -238,7 +239,8 @@ class Session:
             "asked": self.run.asked(),
         }
         weights = self.parts.model.state_dict()
-        checkpoint.save(self.run.checkpoints, step, weights, state, self.settings.keep)
+        settings = self.settings
+        checkpoint.save(self.run.checkpoints, step, weights, state, settings.keep, settings.save_at)
         self._saved_at = step
         self._log.tell(Saved(step))
 
@@ -279,3 +281,7 @@ class Session:
         self._saved_at = self.parts.meter.steps
         self.run.rewind(state["records"])
         self._log.tell(Notice(f"continuing at step {self.parts.meter.steps}"))
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

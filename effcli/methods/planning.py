@@ -15,7 +15,7 @@ from effcli.engine.measure.peak import peak_flops
 from effcli.engine.plan import ASSUMED_MFU, forecast
 from effcli.engine.runs.tracking import require
 from effcli.engine.runs.trained import build_model, require_memory
-from effcli.methods.tune import HORIZON
+from effcli.engine.trials import HORIZON
 from effcli.settings.corpora import root
 from effcli.settings.layers import Resolved
 

@@ -37,17 +37,26 @@ def resolve(
     config: Path | None = None,
 ) -> Resolved[S]:
     """Put all layers on top of each other and check the result once."""
-    above: list[tuple[str, Tree]] = []
+    above: list[tuple[str, Mapping[str, Any]]] = []
     if config is not None:
         above.append((config.name, read_toml(config)))
     above.append(("--set", parse_assignments(assignments)))
-    above.append((COMMAND_LINE, _nested(flags)))
-    layers = _Layers(cls)
+    above.append((COMMAND_LINE, flags))
+    return stack(cls, above)
+
+
+def stack(cls: type[S], layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Resolved[S]:
+    """Put layers, each with its origin, on top of the defaults, and check the result once.
+
+    Names may be dotted.
+    """
+    above = [(origin, _nested(values)) for origin, values in layers]
+    stacked = _Layers(cls)
     if issubclass(cls, TrainSettings):
-        layers.start_from_preset(above)
+        stacked.start_from_preset(above)
     for origin, values in above:
-        layers.add(origin, values)
-    return layers.check()
+        stacked.add(origin, values)
+    return stacked.check()
 
 
 def read_toml(path: Path) -> Tree:

@@ -84,7 +84,7 @@ class TrainSettings(Settings):
     PLACES: ClassVar[tuple[str, ...]] = ("out", "resume")
     #: Fields that may differ when a run is resumed, because they do not change its result.
     FREE: ClassVar[tuple[str, ...]] = (
-        *("save_every", "keep", "price_per_hour", "energy", "track"),
+        *("save_every", "save_at", "keep", "price_per_hour", "energy", "track", "page"),
         "batch.micro",  # but for rounding: who runs out of memory must be able to go on
     )
 
@@ -119,8 +119,12 @@ class TrainSettings(Settings):
     """Steps between looks at the held-out text; 0 looks only at the end."""
     save_every: Annotated[int, Field(ge=0), Flag(panel="Run", metavar="STEPS")] = 200
     """Steps between checkpoints; 0 saves only at the end or on a signal."""
+    save_at: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Steps whose checkpoints are saved, too, and never removed: other runs go on from them."""
     keep: Annotated[int, Field(ge=2)] = 2
     """Checkpoints kept; older ones are removed once a newer one is verified on disk."""
+    page: bool = True
+    """At the end, draw report.html; `eff report` does so at any time."""
     price_per_hour: Annotated[float | None, Field(gt=0), Flag(panel="Run", metavar="MONEY")] = None
     """What an hour of this machine costs; the report then says what the run cost."""
 

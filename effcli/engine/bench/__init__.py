@@ -1,1 +1,1 @@
-"""Many runs as one experiment: arms, seeds, and what may be said about them."""
+"""Comparing: what is run, what is kept of it, what it proves."""

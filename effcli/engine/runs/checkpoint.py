@@ -8,6 +8,7 @@ lied: then its hashes say so, it is set aside, and the one before is used.
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,18 @@ MODEL, TRAINING, STATE = "model.safetensors", "training.safetensors", "state.jso
 Tree = dict[str, Any]
 
 
-def save(folder: Path, step: int, model: dict[str, Tensor], state: Tree, keep: int) -> Path:
-    """Write the checkpoint of a step into `folder`, and remove all but the newest `keep`."""
+def save(
+    folder: Path,
+    step: int,
+    model: dict[str, Tensor],
+    state: Tree,
+    keep: int,
+    spared: Iterable[int] = (),
+) -> Path:
+    """Write the checkpoint of a step into `folder`.
+
+    Of the others all but the newest `keep` and those of `spared` steps are removed.
+    """
     folder.mkdir(exist_ok=True)
     place, draft = folder / _name(step), folder / f".draft-{step}-{os.getpid()}"
     if place.exists():
@@ -48,8 +59,10 @@ def save(folder: Path, step: int, model: dict[str, Tensor], state: Tree, keep: i
         shutil.rmtree(draft, ignore_errors=True)
         raise
     sync_folder(folder)
+    names = set(map(_name, spared))
     for old in steps(folder)[:-keep]:
-        _remove(old)
+        if old.name not in names:
+            _remove(old)
     return place
 
 
@@ -129,6 +142,14 @@ def damage(place: Path) -> str | None:
     except (InputError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         return f"{MANIFEST} cannot be read: {error}"
     return None
+
+
+def of_step(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, whole and undamaged."""
+    place = folder / _name(step)
+    if (reason := damage(place)) is not None:
+        raise InputError(f"{place} cannot be used: {reason}")
+    return place
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:

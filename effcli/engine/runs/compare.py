@@ -27,8 +27,8 @@ from effcli.settings.train import BUDGETS
 UNITS = ("tokens", "flops", "seconds")
 _NOT_THE_METHOD = {
     *BUDGETS,
-    *("seed", "data", "preset", "eval_every", "save_every", "keep", "tune", "price_per_hour"),
-    *("device", "evaluation", "energy", "track"),
+    *("seed", "data", "preset", "eval_every", "save_every", "save_at", "keep", "tune"),
+    *("price_per_hour", "device", "evaluation", "energy", "track", "page"),
 }
 Points = list[tuple[float, float]]
 

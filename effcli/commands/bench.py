@@ -1,0 +1,36 @@
+"""`eff bench`."""
+
+from effcli.commands.mount import Given
+from effcli.ui.bench import bench_tables
+from effcli.ui.console import Screen
+from effcli.ui.standing import StandingWatcher, plan_table
+
+
+def bench(given: Given, screen: Screen) -> None:
+    """Compare methods at equal cost, equal tuning and paired seeds, and say what is proven.
+
+    A suite is run cell by cell and goes on where it was stopped. `show` and `export` read what
+    is known without running anything.
+    """
+    settings = given.resolve().settings
+    if given.is_dry:
+        from effcli.methods.bench import plan_bench
+
+        plan = plan_bench(settings)
+        screen.result(plan, plan_table(plan))
+        return
+    from effcli.engine.interrupt import Interrupt
+    from effcli.methods.bench import export, run
+
+    with Interrupt() as stop, StandingWatcher(screen) as watch:
+        document = run(settings, watch, stop)
+    if settings.action == "export":
+        text = export(document, settings.csv)
+        if text is not None:
+            screen.out.print(text, end="", soft_wrap=True)
+        return
+    screen.result(document, *bench_tables(document))
+    for note in document["notes"]:
+        screen.note(note)
+    if document.get("page"):
+        screen.note(f"the page with plots: {document['page']}")

@@ -1,0 +1,209 @@
+"""The document of a suite: a function of what was planned and of what is known of its cells."""
+
+import os
+import platform
+import shlex
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from effcli.engine.bench.analysis import COSTS, EQUAL, Table, differences, laws, multipliers
+from effcli.engine.bench.matrix import Cell, Matrix, source_hash
+from effcli.engine.bench.store import Store
+from effcli.engine.bench.work import Work
+from effcli.engine.device import Device
+from effcli.engine.runs.files import write_json
+from effcli.engine.runs.rundir import environment
+from effcli.settings.bench import BenchSettings
+from effcli.settings.train import BUDGETS
+
+FIGURES = (
+    "parameters",
+    *("steps", "tokens", "unique_tokens", "flops", "seconds", "joules", "energy_source", "loss"),
+    *("bits_per_byte", "tail", "accounts", "artifact_bytes", "peak_memory_bytes", "curve"),
+)
+LEAST_SEEDS = 5
+
+
+def plan_of(work: Work, settings: BenchSettings) -> dict[str, Any]:
+    """Everything of the document that is no result, and the names of the cells."""
+    matrix = work.matrix
+    whole = matrix.settings(matrix.ordered()[0])
+    return {
+        "suite": Path(settings.suite).stem,
+        "tier": settings.tier,
+        "title": matrix.suite.title,
+        "about": matrix.suite.about,
+        "manifest": _manifest(work, settings),
+        "protocol": {
+            "budget": {n: value for n in BUDGETS if (value := getattr(whole, n)) is not None},
+            "shares": list(matrix.tier.shares),
+            "seeds": list(work.seeds),
+            "tuning_seed": matrix.suite.tuning_seed,
+            "trials": matrix.tier.trials,
+            "margin": matrix.suite.margin,
+            "references": matrix.references,
+        },
+        "arms": [_arm(matrix, name) for name in matrix.ordered()],
+        "cells": [_cell(cell) for cell, _ in work.cells()],
+    }
+
+
+def _manifest(work: Work, settings: BenchSettings) -> dict[str, Any]:
+    corpus, whole = work.corpus, work.matrix.settings(work.matrix.ordered()[0])
+    given = {"--tier": settings.tier, "--seeds": settings.seeds, "--data": settings.data}
+    given["--arms"] = ",".join(settings.arms) or None
+    words = ["eff", "bench", settings.suite]
+    for flag, value in given.items():
+        words += [] if value is None else [flag, str(value)]
+    known = environment()
+    device = Device(whole.device)
+    return {
+        "line": shlex.join(words),
+        "eff": known["eff"],
+        "code": source_hash(),
+        "commit": known["commit"],
+        "python": known["python"],
+        "torch": known["packages"]["torch"],
+        "system": known["system"],
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "cores": os.cpu_count(),
+        "precision": str(device.dtype).removeprefix("torch."),
+        "corpus": {
+            "name": corpus.folder.name,
+            "hash": corpus.hash,
+            "tokenizer": corpus.identity()["tokenizer"],
+            "train_tokens": corpus.train.tokens,
+        },
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _arm(matrix: Matrix, name: str) -> dict[str, Any]:
+    arm = matrix.arms[name]
+    return {
+        "name": name,
+        "about": arm.about,
+        "is_reference": name in matrix.references,
+        "command": arm.command,
+        "settings": arm.settings,
+        "tried": matrix.tried(name),
+    }
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    return {
+        "id": cell.id,
+        "arm": cell.arm,
+        "is_trial": cell.is_trial,
+        "seed": cell.seed,
+        "share": cell.share,
+    }
+
+
+def document_of(plan: Mapping[str, Any], store: Store) -> dict[str, Any]:
+    """What the finished cells of a plan prove."""
+    known = {cell["id"]: store.finished(cell["id"]) for cell in plan["cells"]}
+    cells = [_told(cell, known[cell["id"]]) for cell in plan["cells"] if not cell["is_trial"]]
+    _keep_longest_curves(cells)
+    table, margin = Table(cells), plan["protocol"]["margin"]
+    names, references = [arm["name"] for arm in plan["arms"]], plan["protocol"]["references"]
+    pairs = [
+        (r, [n for n in names if n not in references[: at + 1]]) for at, r in enumerate(references)
+    ]
+    return {
+        "schema": 1,
+        "command": "bench",
+        "status": "complete" if all(known.values()) else "partial",
+        **{name: plan[name] for name in ("suite", "tier", "title", "about")},
+        "manifest": plan["manifest"],
+        "protocol": plan["protocol"],
+        "arms": [_with_tuning(arm, plan["cells"], known, table) for arm in plan["arms"]],
+        "cells": cells,
+        "multipliers": [
+            row
+            for r, arms in pairs
+            for cost in COSTS
+            for row in multipliers(table, arms, r, cost, margin)
+        ],
+        "differences": [
+            row
+            for r, arms in pairs
+            for at in EQUAL
+            for row in differences(table, arms, r, at, margin)
+        ],
+        "laws": laws(table, names),
+        "notes": _notes(plan, cells),
+    }
+
+
+def _told(cell: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:
+    result = result or {"status": "missing"}
+    row = {name: cell[name] for name in ("id", "arm", "seed", "share")}
+    row |= {"status": result["status"], "error": result.get("error")}
+    return row | {name: result.get(name) for name in FIGURES}
+
+
+def _keep_longest_curves(cells: list[dict[str, Any]]) -> None:
+    longest: dict[tuple[str, int], float] = {}
+    for cell in cells:
+        key = (cell["arm"], cell["seed"])
+        if cell["status"] == "complete":
+            longest[key] = max(cell["share"], longest.get(key, 0.0))
+    for cell in cells:
+        if cell["share"] != longest.get((cell["arm"], cell["seed"])):
+            cell["curve"] = []
+
+
+def _with_tuning(
+    arm: Mapping[str, Any],
+    cells: list[dict[str, Any]],
+    known: Mapping[str, Mapping[str, Any] | None],
+    table: Table,
+) -> dict[str, Any]:
+    trials = [
+        known[cell["id"]] for cell in cells if cell["is_trial"] and cell["arm"] == arm["name"]
+    ]
+    done = [trial for trial in trials if trial is not None]
+    losses = [trial.get("loss") for trial in done]
+    finite = [loss for loss in losses if loss is not None]
+    tuning = None
+    if done:
+        best = losses.index(min(finite)) if finite else 0
+        tuning = {
+            "trials": len(trials),
+            **{
+                unit: sum(t.get(unit) or 0 for t in done) for unit in ("tokens", "flops", "seconds")
+            },
+            "chosen": arm["tried"][best] if len(done) == len(trials) else {},
+            "losses": losses,
+        }
+    last = table.of(arm["name"])
+    return {
+        **{name: arm[name] for name in ("name", "about", "is_reference", "command", "settings")},
+        "parameters": last[-1].get("parameters") if last else None,
+        "artifact_bytes": last[-1]["artifact_bytes"] if last else None,
+        "tuning": tuning,
+    }
+
+
+def _notes(plan: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[str]:
+    notes = []
+    seeds = len(plan["protocol"]["seeds"])
+    if seeds < LEAST_SEEDS:
+        notes.append(f"A screen: {seeds} seeds prove nothing, so no arm is called better or worse.")
+    sources = {cell["energy_source"] for cell in cells if cell["energy_source"]}
+    if sources and not all(source.startswith("measured") for source in sources):
+        notes.append(f"Joules are {', '.join(sorted(sources))}: they follow the seconds.")
+    if missing := sum(cell["status"] == "missing" for cell in cells):
+        notes.append(f"{missing} of {len(cells)} runs are not done yet.")
+    return notes
+
+
+def write_document(document: dict[str, Any], folder: Path) -> None:
+    """Write bench.json, bench.html and bench.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "bench.json", document)

@@ -1,0 +1,173 @@
+"""The runs of a suite. Each has a name that says everything its result depends on."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from effcli import __version__
+from effcli.catalog import METHODS
+from effcli.engine.trials import HORIZON, Range, budget_of, candidates, usual_ranges
+from effcli.errors import InputError
+from effcli.settings.layers import stack, storable
+from effcli.settings.suite import Suite
+from effcli.settings.train import BUDGETS, TrainSettings
+
+_WITHOUT_EFFECT = ("data", "save_every", "save_at", "keep", "price_per_hour", "track", "page")
+#: Of a checkout, what a run's figures can depend on: not who compares, looks or draws.
+_SOURCE = ("engine", "methods", "settings", "catalog.py", "registry.py")
+_NOT_SOURCE = ("bench", "checkup", "templates", "suites", "page.py", "plots.py", "compare.py")
+
+Layer = tuple[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: an arm, a seed, a budget."""
+
+    id: str
+    arm: str
+    command: str
+    is_trial: bool
+    seed: int
+    share: float
+    """Of the tier's budget."""
+    settings: TrainSettings
+
+    @property
+    def title(self) -> str:
+        """What it is, for people."""
+        what = "a trial of " if self.is_trial else ""
+        return f"{what}{self.arm}, seed {self.seed}, budget × {self.share:g}"
+
+
+@cache
+def source_hash() -> str:
+    """Names the source that computes results: an edit of it makes other cells."""
+    root = Path(__file__).parents[2]
+    digest = hashlib.sha256(__version__.encode())
+    for name in _SOURCE:
+        place = root / name
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            inside = path.relative_to(root)
+            if path.suffix in (".py", ".toml") and not set(inside.parts) & set(_NOT_SOURCE):
+                digest.update(f"{inside.as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class Matrix:
+    """A suite at one tier, on one corpus."""
+
+    def __init__(self, suite: Suite, tier: str, corpus: str, corpus_hash: str) -> None:
+        if tier not in suite.tiers:
+            raise InputError(f"this suite has no tier {tier!r}: {', '.join(suite.tiers)}")
+        self.suite, self.tier_name, self.tier = suite, tier, suite.tiers[tier]
+        self._corpus, self._corpus_hash = corpus, corpus_hash
+        self.arms = dict(suite.arms)
+
+    def only(self, names: tuple[str, ...]) -> None:
+        """Leave out all arms but these."""
+        for name in names:
+            if name not in self.arms:
+                raise InputError(f"there is no arm {name!r}: {', '.join(self.arms)}")
+        self.arms = {name: arm for name, arm in self.arms.items() if not names or name in names}
+        if not self.references:
+            raise InputError(f"no reference among them: {', '.join(self.suite.references)}")
+
+    @property
+    def references(self) -> list[str]:
+        """The references that are run."""
+        return [name for name in self.suite.references if name in self.arms]
+
+    def ordered(self) -> list[str]:
+        """Arms, references first: a matrix that is cut off still has something to say."""
+        return [*self.references, *(name for name in self.arms if name not in self.references)]
+
+    def shares(self, name: str) -> list[float]:
+        """The budgets of an arm, small ones first."""
+        return sorted(self.arms[name].shares or self.tier.shares)
+
+    @cache  # noqa: B019 - there is one matrix in a process
+    def tried(self, name: str) -> list[dict[str, float]]:
+        """What the trials of an arm change."""
+        arm, trials = self.arms[name], self.tier.trials
+        if not arm.is_tuned or not trials:
+            return []
+        ranges = usual_ranges(self.settings(name))
+        if (knob := arm.knob) is not None:
+            ranges.append(Range(knob.name, knob.low, knob.high, knob.scale == "log"))
+        return candidates(ranges, trials, self.suite.tuning_seed)
+
+    @cache  # noqa: B019 - there is one matrix in a process
+    def trials(self, name: str) -> list[Cell]:
+        """The trials of an arm, in the order of `tried`: a quarter of the budget each."""
+        seed = self.suite.tuning_seed
+        looks = {"eval_every": 0, "evaluation.floors": False, "evaluation.samples": 0}
+        return [
+            self._cell(name, seed, HORIZON, True, ("trial", {**looks, **values}))
+            for values in self.tried(name)
+        ]
+
+    @cache  # noqa: B019 - there is one matrix in a process
+    def runs(self, name: str, seed: int, **chosen: float) -> list[Cell]:
+        """The runs of an arm and a seed, small budgets first, with what its trials chose."""
+        return [
+            self._cell(name, seed, share, False, ("tuning", chosen)) for share in self.shares(name)
+        ]
+
+    def settings(self, name: str, *layers: Layer) -> TrainSettings:
+        """The settings of an arm at the whole budget."""
+        arm, tier = self.arms[name], self.tier
+        looks = {"evaluation.samples": 0, "device.compile": "off", "page": False}
+        above: list[Layer] = [
+            ("bench", {"data": self._corpus, **looks}),
+            ("suite", self.suite.settings),
+            (f"tier {self.tier_name}", tier.settings),
+            (f"arm {name}", arm.settings),
+        ]
+        cls: type[TrainSettings] = METHODS.load(arm.command)
+        try:
+            settings = stack(cls, [*above, *layers]).settings
+        except InputError as error:
+            raise InputError(f"arm {name}: {error.message}", error.hint) from None
+        if settings.minutes is not None:
+            raise InputError(f"arm {name}: minutes are no budget that two runs can share")
+        return settings
+
+    def _cell(self, name: str, seed: int, share: float, is_trial: bool, layer: Layer) -> Cell:
+        whole = self.settings(name, layer)
+        limits = {one: value for one in BUDGETS if (value := getattr(whole, one)) is not None}
+        settings = whole.model_copy(update={**budget_of(limits, share), "seed": seed})
+        command = self.arms[name].command
+        return Cell(self._id(command, settings), name, command, is_trial, seed, share, settings)
+
+    def _id(self, command: str, settings: TrainSettings) -> str:
+        tree = storable(settings)
+        for name in _WITHOUT_EFFECT:
+            tree.pop(name, None)
+        facts = [command, tree, self._corpus_hash, source_hash()]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def in_order(matrix: Matrix, seeds: range) -> Iterator[tuple[int, str]]:
+    """(seed, arm), cheapest information first: one seed of everything, then the next."""
+    for seed in seeds:
+        for name in matrix.ordered():
+            yield seed, name
+
+
+def require_pairs(matrix: Matrix) -> None:
+    """Arms whose windows of text differ cannot be paired."""
+    contexts: dict[tuple[int, int], str] = {}
+    for name in matrix.ordered():
+        settings = matrix.settings(name)
+        contexts.setdefault((settings.model.context, settings.evaluation.tokens), name)
+    if len(contexts) > 1:
+        (_, first), (_, second), *_ = contexts.items()
+        raise InputError(
+            f"arms {first} and {second} read windows of other lengths, so they are no pairs",
+            "give them the same model.context and evaluation.tokens",
+        )
