@@ -1,0 +1,1 @@
+"""Many runs that are compared as one experiment, and what is shown of them."""
