@@ -3,6 +3,7 @@
 # make check   everything that a change must pass
 # make bench-speed   training, writing and what surrounds them, beside plain scripts
 # make bench-prepare preparation, beside the disk and the tokenizer alone
+# make results       the tables of kept benches, in README and docs
 # make gpu-check     whether all is right and fast on this GPU
 # make reliability   kills, damage, hostile files, full disks: about half an hour
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-slow bench-recipes bench-speed bench-prepare gpu-check reliability check format lint type package golden docs clean
+.PHONY: demo test test-slow bench-recipes bench-speed bench-prepare results gpu-check reliability check format lint type package golden docs clean
 
 # torch first and pinned: a range would take the newest build, with gigabytes of GPU libraries.
 # The stamp comes last, so that an installation that was cut off is done again.
@@ -48,6 +49,10 @@ bench-prepare: $(READY)
 	$(BIN)/python benchmarks/prepare.py --out docs/data/prepare.json
 	$(BIN)/python benchmarks/tables.py
 
+# The tables of docs/results/*.json, in README and docs.
+results: $(READY)
+	$(BIN)/python benchmarks/results.py
+
 gpu-check: $(READY)
 	$(BIN)/python benchmarks/gpu_check.py --out docs/data/gpu.json
 
@@ -69,6 +74,7 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/codespell effcli tests examples benchmarks docs *.md
 	$(BIN)/python docs/make_reference.py --check
+	$(BIN)/python benchmarks/results.py --check
 
 type: $(READY)
 	$(BIN)/mypy

@@ -3,12 +3,15 @@
 import json
 from contextlib import suppress
 
+from torch import Tensor
+
 from effcli.engine.data.corpus import Corpus
 from effcli.engine.loop import Parts
 from effcli.engine.measure.evaluate import HeldOut
 from effcli.engine.measure.floors import ngram_floors
+from effcli.engine.measure.tail import TENTHS, tail_losses
 from effcli.engine.models.generate import write
-from effcli.engine.records import FloorsFound, Sample, Stop
+from effcli.engine.records import FloorsFound, Sample, Stop, TailFound
 from effcli.engine.runs.files import write_json
 from effcli.engine.runs.logbook import Logbook
 from effcli.settings.generate import SamplingSettings
@@ -21,12 +24,19 @@ def close_run(
     parts: Parts,
     corpus: Corpus,
     held_out: HeldOut,
+    losses: Tensor,
     log: Logbook,
     settings: TrainSettings,
     stop: Stop,
 ) -> None:
-    """Count the n-gram floors and let the model write, both at the expense of `eval`."""
+    """Sort the losses of all positions, count n-gram floors and let the model write.
+
+    All of it is at the expense of `eval`.
+    """
     with parts.meter.timing("eval"):
+        if held_out.predicted >= TENTHS:
+            targets, vocab_size = held_out.tokens[:, 1:], corpus.tokenizer.vocab_size
+            log.note(TailFound(tail_losses(corpus.train, targets, losses.numpy(), vocab_size)))
         if settings.evaluation.floors:
             log.note(FloorsFound(**floors_of(corpus, held_out)))
         if settings.evaluation.samples:

@@ -96,6 +96,14 @@ class FloorsFound(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class TailFound(Record):
+    """Held-out loss of each tenth of the tokens, the rarest first, in nats per token."""
+
+    kind: ClassVar[str] = "tail"
+    losses: list[float]
+
+
+@dataclass(frozen=True, slots=True)
 class Sample(Record):
     """A text that the trained model wrote."""
 

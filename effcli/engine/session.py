@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from effcli import launch
 from effcli.engine import advice
@@ -54,6 +55,7 @@ class Session:
         self._watch, self._stop = watch, stop
         self._stack = ExitStack()
         self._evaluated_at = self._saved_at = -1
+        self._losses: Tensor | None = None  # at every position of the last look
 
     def __enter__(self) -> "Session":
         try:
@@ -108,8 +110,7 @@ class Session:
             self._spend()
             self._look()
             self._save()
-            if self.parts.device.processes.is_first:
-                self._close()
+            self._close()
         except (Stopped, ProcessLost) as error:
             if not self.parts.device.processes.is_first and isinstance(error, ProcessLost):
                 raise
@@ -123,7 +124,14 @@ class Session:
         return self._end("complete")
 
     def _close(self) -> None:
-        close_run(self.parts, self.corpus, self.held_out, self._log, self.settings, self._stop)
+        if self._losses is None:  # the last look was before this process began
+            self._held_out_loss()
+        assert self._losses is not None
+        processes = self.parts.device.processes
+        processes.add_up([self._losses])  # each looked at a part, and has zeros elsewhere
+        if processes.is_first:
+            seen = (self.corpus, self.held_out, self._losses)
+            close_run(self.parts, *seen, self._log, self.settings, self._stop)
 
     def _spend(self) -> None:
         settings, meter = self.settings, self.parts.meter
@@ -149,11 +157,7 @@ class Session:
             return
         with meter.timing("train"):
             parts.device.synchronize()  # what training still owes
-        with meter.timing("eval"):
-            how = (parts.device, parts.micro, self._stop, self.settings.device.loss_rows)
-            loss = held_out_loss(parts.model, self.held_out, *how)
-        windows, computed = len(self.held_out.tokens), self.held_out.computed(parts.micro)
-        meter.charge("eval", parts.model.forward_flops(computed, parts.model.context))
+        loss, windows = self._held_out_loss(), len(self.held_out.tokens)
         joules = self._log.book_energy()
         if not math.isfinite(loss):
             lr = self.settings.optim.lr * parts.schedule(parts.budget.progress(meter))
@@ -165,6 +169,17 @@ class Session:
         spent = (meter.tokens, meter.spent_flops(), meter.spent_seconds(), joules)
         self._log.note(Evaluation(meter.steps, loss, bits, windows, *spent))
         self._log.ledger("unfinished", self._unique_tokens())
+
+    def _held_out_loss(self) -> float:
+        """Nats per token, at the expense of `eval`; the losses of all positions are kept."""
+        parts, meter = self.parts, self.parts.meter
+        with meter.timing("eval"):
+            self._losses = torch.zeros(len(self.held_out.tokens), parts.model.context)
+            how = (parts.device, parts.micro, self._stop, self.settings.device.loss_rows)
+            loss = held_out_loss(parts.model, self.held_out, *how, self._losses)
+        computed = self.held_out.computed(parts.micro)
+        meter.charge("eval", parts.model.forward_flops(computed, parts.model.context))
+        return loss
 
     def _end(self, state: str) -> Report:
         self._log.ledger(state, self._unique_tokens())

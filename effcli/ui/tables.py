@@ -12,7 +12,8 @@ from effcli.safe import safe
 from effcli.units import clock, count, flops, size
 
 
-def _table(title: str, *columns: str) -> Table:
+def plain_table(title: str, *columns: str) -> Table:
+    """An empty table: names at the left, figures at the right."""
     shown = Text(safe(title), "bold")
     table = Table(title=shown, title_justify="left", box=box.SIMPLE_HEAD)
     for number, name in enumerate(columns):
@@ -40,7 +41,7 @@ def _pairs(title: str, rows: Iterable[tuple[str, str]]) -> Table:
 
 def corpus_table(summary: Mapping[str, Any]) -> Table:
     """What `eff prepare` made."""
-    table = _table(
+    table = plain_table(
         f"{summary['corpus']}  ({summary['tokenizer']})",
         "split",
         "tokens",
@@ -113,7 +114,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
 
 def settings_table(plan: Mapping[str, Any]) -> Table:
     """Every setting, its value, and where that came from."""
-    table = _table("settings", "setting", "value", "from")
+    table = plain_table("settings", "setting", "value", "from")
     for name, entry in plan["settings"].items():
         cells = (name, str(entry["value"]), entry["from"])  # which may be the name of a file
         table.add_row(*(Text(safe(cell)) for cell in cells))
@@ -143,7 +144,7 @@ def plan_tables(plan: Mapping[str, Any]) -> list[Table]:
         ),
     ]
     costs = [row for row in costs if row[0] != "tuning before" or plan["tuning_flops"]]
-    routing = _table("optimizer", "tensors", "rule", "rate", "decay")
+    routing = plain_table("optimizer", "tensors", "rule", "rate", "decay")
     for group in plan["routing"]:
         names = [name.removesuffix(".weight") for name in group["tensors"]]
         listed = ", ".join(names[:3]) + (f" … {len(names)} in all" if len(names) > 3 else "")
@@ -159,7 +160,9 @@ def plan_tables(plan: Mapping[str, Any]) -> list[Table]:
 def comparison_table(comparison: Mapping[str, Any]) -> Table:
     """Several runs beside each other."""
     gains = ("× tokens", "× FLOPs", "× s")
-    table = _table("comparison", "run", "loss", "bits/byte", "tokens", "FLOPs", "seconds", *gains)
+    table = plain_table(
+        "comparison", "run", "loss", "bits/byte", "tokens", "FLOPs", "seconds", *gains
+    )
     table.padding, table.pad_edge = (0, 1, 0, 0), False
     names = [PurePath(row["run"]).name for row in comparison["runs"]]
     is_clear = len(set(names)) == len(names)

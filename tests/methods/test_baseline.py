@@ -85,7 +85,7 @@ def test_the_page_needs_no_network_and_escapes_what_it_shows(tiny: Settings, pla
     page = (place / "<b>r" / "report.html").read_text()
     assert "<b>r" not in page
     assert "&lt;b&gt;r" in page
-    assert page.count("<svg") == 7
+    assert page.count("<svg") == 8
     for word in ("http://", "https://", "src=", "<script", "@import", "url("):
         found = page.replace("http://www.w3.org/", "").replace("https://matplotlib.org/", "")
         found = found.replace("http://purl.org/", "").replace("http://creativecommons.org/", "")

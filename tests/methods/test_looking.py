@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.models.generate import choose, write
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.compare import compare
+from effcli.engine.runs.rundir import RunDir
 from effcli.engine.runs.trained import open_trained
 from effcli.methods import baseline
 from effcli.settings.generate import SamplingSettings
@@ -302,8 +304,6 @@ def test_a_corpus_is_verified_by_the_command_that_made_it(eff: Eff, place: Path)
 
 
 def test_a_file_of_a_run_that_was_edited_is_noticed(eff: Eff, run: Path, place: Path) -> None:
-    import shutil
-
     for name in ("config.toml", "env.json", "records.jsonl", "tokenizer.json", "report.json"):
         folder = place / name
         shutil.copytree(run, folder)
@@ -311,6 +311,18 @@ def test_a_file_of_a_run_that_was_edited_is_noticed(eff: Eff, run: Path, place: 
         (folder / name).write_text((folder / name).read_text().replace("1", "2", 1))
         code, _, err = eff("verify", folder)
         assert (code, name in err) == (4, True)
+
+
+def test_a_run_from_before_tails_were_kept_is_whole(eff: Eff, run: Path, place: Path) -> None:
+    folder = shutil.copytree(run, place / "old")
+    rows = (folder / "records.jsonl").read_text().splitlines(keepends=True)
+    (folder / "records.jsonl").write_text("".join(r for r in rows if '"tail"' not in r))
+    RunDir(folder).seal()
+    assert eff("report", folder)[0] == 0
+    report = json.loads((folder / "report.json").read_text())
+    assert report.pop("tail") is None
+    (folder / "report.json").write_text(json.dumps(report))
+    assert eff("verify", folder)[0] == 0
 
 
 def test_a_run_that_saved_nothing_cannot_be_verified(eff: Eff, run: Path, place: Path) -> None:

@@ -64,6 +64,7 @@ def test_the_result_does_not_depend_on_the_number_of_processes(
     assert one.held_out is not None
     assert two.held_out is not None
     assert two.held_out.loss == pytest.approx(one.held_out.loss, abs=1e-4)
+    assert two.tail == pytest.approx(one.tail, abs=1e-3)
     assert (two.tokens, two.unique_tokens, two.steps) == (one.tokens, one.unique_tokens, one.steps)
     assert two.flops["eval"] == one.flops["eval"]
     # Each process moves all the weights, and that is billed.

@@ -19,6 +19,7 @@ from effcli.engine.measure import energy, floors
 from effcli.engine.measure.evaluate import HeldOut, held_out_loss
 from effcli.engine.measure.floors import ngram_floors
 from effcli.engine.measure.meter import Budget, Meter
+from effcli.engine.measure.tail import tail_losses
 from effcli.engine.records import never
 from effcli.engine.session import Session
 from effcli.methods import baseline
@@ -166,6 +167,24 @@ def test_the_held_out_loss_does_not_depend_on_the_batch(tiny: Settings) -> None:
             for batch in (1, 3, 20, 64)
         ]
     assert losses == pytest.approx([losses[0]] * 4, abs=1e-6)
+
+
+def test_the_tenths_of_a_tail_are_what_sorting_by_hand_gives() -> None:
+    text = [token for token in range(7) for _ in range(token)]  # token n occurs n times
+    targets = np.array([[6, 5, 4, 6, 1, 6], [2, 3, 3, 0, 6, 6]])
+    losses = np.arange(12, dtype=np.float32).reshape(2, 6)
+    by_hand = [(9 + 4) / 2, (6 + 7) / 2, 8, 2, 1, 0, 3, 5, 10, 11]  # 0 1, 2 3, 3, 4, 5, 6 6 6 6 6
+    assert tail_losses(Row(text), targets, losses, 7) == by_hand
+
+
+def test_the_tenths_together_are_the_held_out_loss(tiny: Settings, place: Path) -> None:
+    report = baseline.run(tiny("evaluation.tokens=650", steps=20, out=place / "r"))
+    assert report.held_out is not None
+    assert report.tail is not None
+    positions = np.array_split(np.arange(report.held_out.windows * 32), 10)
+    sizes = [len(part) for part in positions]
+    assert np.average(report.tail, weights=sizes) == pytest.approx(report.held_out.loss, rel=1e-9)
+    assert report.tail[0] > report.tail[-1]  # what is frequent is learned first
 
 
 def test_a_held_out_loss_below_the_entropy_would_be_a_leak(tiny: Settings) -> None:

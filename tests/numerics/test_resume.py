@@ -11,6 +11,7 @@ from conftest import Settings
 
 from effcli.engine.records import Evaluation, Record, Step
 from effcli.engine.runs import checkpoint
+from effcli.engine.runs.report import report_of
 from effcli.errors import InputError, Stopped
 from effcli.methods import baseline
 
@@ -140,6 +141,26 @@ def test_without_the_random_state_a_resumed_run_would_differ(
     baseline.run(_settings(tiny, place / "run", resume=True))
     with pytest.raises(AssertionError):
         _assert_equal(_final_state(place / "run"), reference[1])
+
+
+def test_what_a_kill_after_the_last_save_takes_is_looked_at_again(
+    tiny: Settings, reference: Any, place: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("effcli.engine.session.close_run", _killed)
+        with pytest.raises(RuntimeError):
+            baseline.run(_settings(tiny, place / "run", save_every=0))
+    resumed = baseline.run(_settings(tiny, place / "run", save_every=0, resume=True))
+    whole = report_of(reference[0])
+    assert resumed.tail == whole.tail
+    assert resumed.held_out == whole.held_out
+    looks = len([row for row in reference[1]["records"] if row["kind"] == "evaluation"])
+    assert resumed.flops["eval"] == pytest.approx(whole.flops["eval"] * (looks + 1) / looks)
+    assert resumed.flops["train"] == whole.flops["train"]
+
+
+def _killed(*_: Any) -> None:
+    raise RuntimeError("killed")
 
 
 def test_a_complete_run_is_not_run_again(tiny: Settings, reference: Any) -> None:

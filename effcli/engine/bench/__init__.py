@@ -1,1 +1,1 @@
-"""Comparing: what is run, what is kept of it, what it proves."""
+"""Comparing: what is run, what is kept of it, what it proves, and how it is shown."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from effcli.engine.data.corpus import Split
 from effcli.engine.device import Device
@@ -62,8 +63,13 @@ def held_out_loss(
     batch: int,
     stop: Stop,
     loss_rows: int | None = None,
+    keep: Tensor | None = None,
 ) -> float:
-    """Mean loss over all windows, in nats per token; `loss_rows` as in `head_loss`."""
+    """Mean loss over all windows, in nats per token; `loss_rows` as in `head_loss`.
+
+    `keep`, of shape (windows, context), is given the loss at every position that this
+    process looks at: its part, where there are several.
+    """
     was_training = model.training
     model.eval()
     total, windows = 0.0, torch.from_numpy(held_out.tokens)
@@ -75,7 +81,10 @@ def held_out_loss(
             rows = torch.arange(start, start + batch) % len(windows)  # one shape for all batches
             part = windows[rows].to(device.torch)
             _, each = head_loss(model, model.features(part[:, :-1]), part[:, 1:], loss_rows)
-            total += each[: len(windows) - start].double().sum().item()
+            each = each[: len(windows) - start]
+            total += each.double().sum().item()
+            if keep is not None:
+                keep[start : start + batch] = each
     finally:
         model.train(was_training)
     return device.processes.total(total) / held_out.predicted

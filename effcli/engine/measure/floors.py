@@ -24,7 +24,7 @@ def ngram_floors(train: Split, windows: Ids, vocab_size: int) -> dict[str, float
     set_aside = min(train.tokens // 10, TUNED_ON)
     tuning = train.read([train.tokens - set_aside], set_aside)
     counts = _Counts(vocab_size, [windows, tuning])
-    for chunk in _chunks(train, train.tokens - set_aside):
+    for chunk in chunks(train, train.tokens - set_aside):
         counts.add(chunk)
     two = _best(lambda k: counts.bigram(tuning, k))
     three = _best(lambda k: counts.trigram(tuning, two, k))
@@ -35,7 +35,7 @@ def ngram_floors(train: Split, windows: Ids, vocab_size: int) -> dict[str, float
     }
 
 
-def _chunks(train: Split, tokens: int) -> Iterator[Ids]:
+def chunks(train: Split, tokens: int) -> Iterator[Ids]:
     """Text to count: all of it, or parts spread evenly over it."""
     parts = -(-min(tokens, COUNTED) // CHUNK)
     for part in range(parts):

@@ -17,6 +17,7 @@ from effcli.engine.runs.rundir import CONFIG, PAGE, RunDir
 from effcli.errors import InputError
 from effcli.safe import safe
 
+TENTHS = "tenth of the held-out tokens, rarest first"
 DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
 """What reading a folder raises that somebody has changed."""
 
@@ -75,6 +76,9 @@ def _plots(report: Report, rows: list[dict[str, Any]]) -> list[str]:
             "held out": [(row[unit], row["loss"]) for row in looks],
         }
         drawn.append(plots.curves(label, "loss, nats per token", lines, _visible(floors, steps)))
+    if report.tail:
+        tenths = {"held out": list(enumerate(report.tail, 1))}
+        drawn.append(plots.curves(TENTHS, "loss, nats per token", tenths, {}))
     speed = [
         (b["tokens"], (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"]))
         for a, b in pairwise(steps)

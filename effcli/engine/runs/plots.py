@@ -17,10 +17,11 @@ _MOST_POINTS = 800
 _LONGEST_NAME = 40
 _LINE = 0.052  # height of a label, as a share of the axes
 # Names of runs are text: a dollar in one begins no formula, whatever the user's settings say.
-_PLAIN = {"text.parse_math": False, "text.usetex": False, "svg.fonttype": "path"}
+PLAIN = {"text.parse_math": False, "text.usetex": False, "svg.fonttype": "path"}
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """A drawn figure as text for a page."""
     stream = io.StringIO()
     metadata: Any = {"Date": None, "Creator": None}
     with warnings.catch_warnings():
@@ -30,16 +31,25 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _figure(x: str, y: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(5.4, 3.4))
-    axes = figure.subplots()
+def figure(x: str, y: str) -> tuple[Figure, Any]:
+    """An empty figure and its axes, labeled."""
+    drawn = Figure(figsize=(5.4, 3.4))
+    axes = drawn.subplots()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return drawn, axes
+
+
+def by_factors(axes: Any) -> None:
+    """Make the horizontal axis logarithmic."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _thin(points: Series) -> Series:
@@ -51,7 +61,7 @@ def _thin(points: Series) -> Series:
     return [(g[-1][0], sum(y for _, y in g) / len(g)) for g in groups]
 
 
-@matplotlib.rc_context(_PLAIN)
+@matplotlib.rc_context(PLAIN)
 def curves(
     x: str, y: str, lines: Mapping[str, Series], levels: Mapping[str, float], *, log_x: bool = False
 ) -> str:
@@ -59,7 +69,7 @@ def curves(
 
     Where there are many lines (`log_x`), each has its name at its end instead of in a legend.
     """
-    figure, axes = _figure(x, y)
+    drawn, axes = figure(x, y)
     ends: list[tuple[str, float, str]] = []
     for number, (name, points) in enumerate(lines.items()):
         points = [p for p in _thin(points) if not log_x or p[0] > 0]
@@ -80,27 +90,27 @@ def curves(
         axes.axhline(level, linestyle="--", linewidth=1, color="#888888")
         ends.append((name, level, "#666666"))
     if log_x:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        by_factors(axes)
     elif len(lines) > 1:
         axes.legend(fontsize=8, frameon=False)
-    _name_ends(axes, ends)
-    return _svg(figure)
+    name_ends(axes, ends)
+    return svg(drawn)
 
 
-def _name_ends(axes: Any, ends: Sequence[tuple[str, float, str]]) -> None:
+def name_ends(axes: Any, ends: Sequence[tuple[str, float, str]]) -> None:
     """Write names to the right of what they belong to, none over another."""
     low, high = axes.get_ylim()
     wanted = [(level - low) / (high - low) for _, level, _ in ends]
     for (name, _, color), place in zip(ends, apart(wanted, _LINE), strict=True):
-        shown = " ".join(safe(name).split())
-        if len(shown) > _LONGEST_NAME:
-            shown = f"{shown[: _LONGEST_NAME // 2]}…{shown[-_LONGEST_NAME // 2 :]}"
-        axes.text(
-            1.01, place, shown, transform=axes.transAxes, fontsize=8, va="center", color=color
-        )
+        style = {"transform": axes.transAxes, "fontsize": 8, "va": "center", "color": color}
+        axes.text(1.01, place, short(name), **style)
+
+
+def short(name: str, longest: int = _LONGEST_NAME) -> str:
+    """A name in one line that fits beside a plot."""
+    shown = " ".join(safe(name).split())
+    half = longest // 2
+    return shown if len(shown) <= longest else f"{shown[:half]}…{shown[-half:]}"
 
 
 def apart(wanted: Sequence[float], gap: float) -> list[float]:
@@ -118,11 +128,11 @@ def apart(wanted: Sequence[float], gap: float) -> list[float]:
     return [place for _, place in sorted(zip(order, places, strict=True))]
 
 
-@matplotlib.rc_context(_PLAIN)
+@matplotlib.rc_context(PLAIN)
 def bars(x: str, amounts: Mapping[str, float]) -> str:
     """One stacked bar: what a total is made of."""
-    figure = Figure(figsize=(5.4, 1.2))
-    axes = figure.subplots()
+    drawn = Figure(figsize=(5.4, 1.2))
+    axes = drawn.subplots()
     left = 0.0
     for number, (name, amount) in enumerate(amounts.items()):
         color = COLORS[number % len(COLORS)]
@@ -133,4 +143,4 @@ def bars(x: str, amounts: Mapping[str, float]) -> str:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
-    return _svg(figure)
+    return svg(drawn)

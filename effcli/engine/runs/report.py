@@ -78,6 +78,7 @@ class Report(_Piece):
     peak_memory_bytes: int
     cost: float | None
     tuning: Tuning | None = None
+    tail: list[float] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The document, with the schema's number under its public name."""
@@ -155,6 +156,7 @@ def _report(
         peak_memory_bytes=ledger["peak_memory_bytes"],
         cost=None if price is None else price * seconds["total"] / 3600,
         tuning=None if "tuning" not in env else Tuning(**env["tuning"]),
+        tail=last["tail"]["losses"] if "tail" in last else None,
     )
 
 

@@ -1,0 +1,59 @@
+"""Put the tables of kept benches between their marks in README and docs.
+
+python benchmarks/results.py            # README gets the short table, docs/*.md all of them
+python benchmarks/results.py --check    # only looks whether they are there
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from effcli.engine.bench.export import markdown, short_markdown
+
+ROOT = Path(__file__).parents[1]
+
+
+def marks(document: dict[str, Any]) -> tuple[str, str]:
+    """What stands before and after the tables of a bench."""
+    name = f"bench:{document['suite']}-{document['tier']}"
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+def between(text: str, document: dict[str, Any], made: str) -> str:
+    """A page with the tables of a bench, if it has the marks for them."""
+    begin, end = marks(document)
+    if begin not in text:
+        return text
+    before, rest = text.split(begin, 1)
+    return f"{before}{begin}\n{made}\n{end}{rest.split(end, 1)[1]}"
+
+
+def pages(root: Path = ROOT) -> dict[Path, str]:
+    """README and docs as they should be."""
+    results = sorted(root.glob("docs/results/*.json"))
+    documents = [json.loads(path.read_bytes()) for path in results]
+    made = {}
+    for page in (root / "README.md", *sorted(root.glob("docs/*.md"))):
+        text = page.read_text("utf8")
+        for document in documents:
+            shown = short_markdown if page.name == "README.md" else markdown
+            text = between(text, document, shown(document))
+        made[page] = text
+    return made
+
+
+def main(*arguments: str, root: Path = ROOT) -> int:
+    """Rewrite the pages, or say which of them are not what the results make them."""
+    stale = {page: text for page, text in pages(root).items() if page.read_text("utf8") != text}
+    if "--check" in arguments:
+        for page in stale:
+            print(f"{page.relative_to(root)} is not what docs/results makes it: make results")
+        return 1 if stale else 0
+    for page, text in stale.items():
+        page.write_text(text, "utf8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
