@@ -1,5 +1,7 @@
 """`eff bench`."""
 
+import sys
+
 from effcli.commands.mount import Given
 from effcli.ui.bench import bench_tables
 from effcli.ui.console import Screen
@@ -20,14 +22,14 @@ def bench(given: Given, screen: Screen) -> None:
         screen.result(plan, plan_table(plan))
         return
     from effcli.engine.interrupt import Interrupt
-    from effcli.methods.bench import export, run
+    from effcli.methods.bench import run
 
     with Interrupt() as stop, StandingWatcher(screen) as watch:
         document = run(settings, watch, stop)
-    if settings.action == "export":
-        text = export(document, settings.csv)
-        if text is not None:
-            screen.out.print(text, end="", soft_wrap=True)
+    if settings.action == "export" and settings.csv is None and not screen.as_json:
+        from effcli.engine.bench.export import csv_text
+
+        sys.stdout.write(csv_text(document))
         return
     screen.result(document, *bench_tables(document))
     for note in document["notes"]:

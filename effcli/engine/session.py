@@ -142,12 +142,12 @@ class Session:
             if isinstance(record, Diverged):
                 self._fail(record)
             self._look_if_due()  # before saving: a checkpoint is one that could be looked at
-            if _is_due(meter.steps, settings.save_every) or meter.steps in settings.save_at:
+            if meter.is_due(settings.save_every) or meter.steps in settings.save_at:
                 self._log.ledger("unfinished", self._unique_tokens())  # for whoever reports a kill
                 self._save()
 
     def _look_if_due(self) -> None:
-        if _is_due(self.parts.meter.steps, self.settings.eval_every):
+        if self.parts.meter.is_due(self.settings.eval_every):
             self._look()
 
     def _look(self) -> None:
@@ -254,8 +254,8 @@ class Session:
             "asked": self.run.asked(),
         }
         weights = self.parts.model.state_dict()
-        settings = self.settings
-        checkpoint.save(self.run.checkpoints, step, weights, state, settings.keep, settings.save_at)
+        kept = (self.settings.keep, self.settings.save_at)
+        checkpoint.save(self.run.checkpoints, step, weights, state, *kept)
         self._saved_at = step
         self._log.tell(Saved(step))
 
@@ -296,7 +296,3 @@ class Session:
         self._saved_at = self.parts.meter.steps
         self.run.rewind(state["records"])
         self._log.tell(Notice(f"continuing at step {self.parts.meter.steps}"))
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

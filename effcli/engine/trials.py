@@ -27,8 +27,10 @@ class Range:
     def at(self, share: float) -> float:
         """The value at a share, 0..1, of the way from `low` to `high`."""
         if self.is_log:
-            return self.low * math.exp(share * math.log(self.high / self.low))
-        return self.low + share * (self.high - self.low)
+            value = self.low * math.exp(share * math.log(self.high / self.low))
+        else:
+            value = self.low + share * (self.high - self.low)
+        return round(value) if isinstance(self.low, int) and isinstance(self.high, int) else value
 
 
 def usual_ranges(settings: TrainSettings) -> list[Range]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from effcli.engine.bench.branch import branch
-from effcli.engine.bench.document import document_of, plan_of, write_document
+from effcli.engine.bench.document import PAGE, document_of, plan_of, write_document
+from effcli.engine.bench.export import write_csv
 from effcli.engine.bench.matrix import Cell
 from effcli.engine.bench.outcome import outcome
 from effcli.engine.bench.store import MOST_ATTEMPTS, Store
@@ -45,8 +46,11 @@ def _known(settings: BenchSettings, store: Store) -> dict[str, Any]:
         message = f"nothing is known of {settings.suite} at tier {settings.tier} in {home()}"
         raise InputError(message, f"run `eff bench {settings.suite} --tier {settings.tier}`")
     document = document_of(plan, store)
+    if settings.csv is not None:
+        write_csv(document, settings.csv)
     if settings.out is not None:
         write_document(document, settings.out)
+        document["page"] = str(settings.out / PAGE)
     return document
 
 
@@ -54,8 +58,9 @@ def _reported(work: Work, settings: BenchSettings) -> dict[str, Any]:
     plan = plan_of(work, settings)
     work.store.remember(settings.suite, settings.tier, settings.data or "", plan)
     document = document_of(plan, work.store)
-    write_document(document, settings.out or home() / f"{plan['suite']}-{settings.tier}")
-    return document
+    folder = settings.out or home() / f"{plan['suite']}-{settings.tier}"
+    write_document(document, folder)
+    return {**document, "page": str(folder / PAGE)}
 
 
 def plan_bench(settings: BenchSettings) -> dict[str, Any]:
@@ -170,8 +175,3 @@ class _Runner:
             shutil.rmtree(home() / cell.id / CHECKPOINTS, ignore_errors=True)
         elif at := chain.index(cell):
             shutil.rmtree(home() / chain[at - 1].id / CHECKPOINTS, ignore_errors=True)
-
-
-def export(document: dict[str, Any], csv: Path | None) -> str | None:
-    """The table of all cells as text, or into a file."""
-    raise NotImplementedError

@@ -24,8 +24,9 @@ class Knob(Settings):
     """One setting of an arm's own that its trials vary beside rate and weight decay."""
 
     name: str
-    low: float
-    high: float
+    low: int | float
+    high: int | float
+    """Two whole numbers are ends of a range of whole numbers."""
     scale: Literal["linear", "log"] = "linear"
 
     @model_validator(mode="after")

@@ -48,7 +48,8 @@ def _losses(document: Document) -> Table:
     spent = ("FLOPs", "tokens", "seconds")
     table = plain_table("losses", "arm", "budget", "n", "loss", "bits/byte", *spent)
     for arm in document["arms"]:
-        for share in sorted(document["protocol"]["shares"]):
+        shares = {cell["share"] for cell in document["cells"] if cell["arm"] == arm["name"]}
+        for share in sorted(shares):
             cells = _complete(document, arm["name"], share)
             loss = estimate([cell["loss"] for cell in cells])
             figures = ["-"] * 4

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 
 from effcli.engine.bench.analysis import COSTS, EQUAL, Table, differences, laws, multipliers
+from effcli.engine.bench.export import markdown
 from effcli.engine.bench.matrix import Cell, Matrix, source_hash
+from effcli.engine.bench.page import write_bench
+from effcli.engine.bench.statistics import FEWEST
 from effcli.engine.bench.store import Store
 from effcli.engine.bench.work import Work
 from effcli.engine.device import Device
-from effcli.engine.runs.files import write_json
+from effcli.engine.runs.files import write_json, write_text
 from effcli.engine.runs.rundir import environment
 from effcli.settings.bench import BenchSettings
 from effcli.settings.train import BUDGETS
@@ -25,7 +28,7 @@ FIGURES = (
     *("steps", "tokens", "unique_tokens", "flops", "seconds", "joules", "energy_source", "loss"),
     *("bits_per_byte", "tail", "accounts", "artifact_bytes", "peak_memory_bytes", "curve"),
 )
-LEAST_SEEDS = 5
+PAGE = "bench.html"
 
 
 def plan_of(work: Work, settings: BenchSettings) -> dict[str, Any]:
@@ -193,7 +196,7 @@ def _with_tuning(
 def _notes(plan: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[str]:
     notes = []
     seeds = len(plan["protocol"]["seeds"])
-    if seeds < LEAST_SEEDS:
+    if seeds < FEWEST:
         notes.append(f"A screen: {seeds} seeds prove nothing, so no arm is called better or worse.")
     sources = {cell["energy_source"] for cell in cells if cell["energy_source"]}
     if sources and not all(source.startswith("measured") for source in sources):
@@ -204,6 +207,8 @@ def _notes(plan: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[str]:
 
 
 def write_document(document: dict[str, Any], folder: Path) -> None:
-    """Write bench.json, bench.html and bench.md."""
+    """Write bench.json, bench.md and bench.html."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "bench.json", document)
+    write_text(folder / "bench.md", markdown(document) + "\n")
+    write_bench(document, folder / PAGE)

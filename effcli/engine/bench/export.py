@@ -64,15 +64,20 @@ def csv_rows(document: Document) -> list[dict[str, Any]]:
     return rows
 
 
-def write_csv(document: Document, path: Path) -> None:
-    """Write `csv_rows` with a head. Text that a spreadsheet would take for a formula is quoted."""
+def csv_text(document: Document) -> str:
+    """`csv_rows` with a head. Text that a spreadsheet would take for a formula is quoted."""
     rows = csv_rows(document)
     names = list(dict.fromkeys(name for row in rows for name in row)) or list(_PLAIN)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(_inert(name) for name in names)
     writer.writerows([_inert(row.get(name)) for name in names] for row in rows)
-    write_text(path, stream.getvalue())
+    return stream.getvalue()
+
+
+def write_csv(document: Document, path: Path) -> None:
+    """Write `csv_text` into a file, whole or not at all."""
+    write_text(path, csv_text(document))
 
 
 def _accounts(cells: Iterable[Row], unit: str) -> list[str]:

@@ -24,7 +24,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "energy_source": report.energy.source,
         "loss": None if held_out is None else held_out.loss,
         "bits_per_byte": None if held_out is None else held_out.bits_per_byte,
-        "tail": report.as_json().get("tail"),
+        "tail": report.tail,
         "accounts": {"flops": report.flops, "seconds": report.seconds},
         "peak_memory_bytes": report.peak_memory_bytes,
         "artifact_bytes": _artifact_bytes(folder),

@@ -27,6 +27,12 @@ def full_share(document: Document) -> float:
     return float(max(document["protocol"]["shares"]))
 
 
+def shares(document: Document, arm: str) -> list[float]:
+    """The budgets of an arm, small ones first."""
+    planned = {cell["share"] for cell in document["cells"] if cell["arm"] == arm}
+    return sorted(planned or document["protocol"]["shares"])
+
+
 def complete(document: Document, arm: str, share: float | None = None) -> list[Row]:
     """The complete cells of an arm, one for each seed; at the full budget unless told."""
     wanted = full_share(document) if share is None else share

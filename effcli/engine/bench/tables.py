@@ -16,6 +16,7 @@ from effcli.engine.bench.reading import (
     full_share,
     gains,
     names,
+    shares,
 )
 from effcli.safe import safe
 
@@ -122,7 +123,7 @@ def losses(document: Document) -> Table:
     head = ("arm", "budget", "n", "held-out loss", "bits/byte", *shown, joules)
     rows = []
     for arm in names(document):
-        for share in sorted(document["protocol"]["shares"]):
+        for share in shares(document, arm):
             cells = complete(document, arm, share)
             loss = units.estimate([cell["loss"] for cell in cells])
             bits = _mean(cells, "bits_per_byte", "{:.4f}".format)
@@ -144,7 +145,8 @@ def ledger(document: Document) -> Table:
         spent = bills[arm["name"]]
         shown = [units.flops(spent[account]) if account in spent else "-" for account in accounts]
         cells = complete(document, arm["name"])
-        sizes = (f"{arm['parameters']:,}", units.size(arm["artifact_bytes"]))
+        weighs = (arm["parameters"], arm["artifact_bytes"])
+        sizes = ("-", "-") if None in weighs else (f"{weighs[0]:,}", units.size(weighs[1]))
         rows.append([arm["name"], *shown, *sizes, _mean(cells, "peak_memory_bytes", units.size)])
     head = ("arm", *(f"{account}, FLOPs" for account in accounts), "parameters", "file", "memory")
     return Table(

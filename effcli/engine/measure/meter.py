@@ -47,6 +47,10 @@ class Meter:
         """What a budget pays for: everything but evaluation and compilation."""
         return sum(s for account, s in self.seconds.items() if account not in ("eval", COMPILE))
 
+    def is_due(self, every: int) -> bool:
+        """Whether another so many steps are done; 0 is never."""
+        return every > 0 and self.steps % every == 0
+
     def state_dict(self) -> dict[str, Any]:
         """Everything, as plain numbers."""
         return {
