@@ -80,11 +80,25 @@ class Suite(Settings):
     first_seed: Seed = 0
     tuning_seed: Seed = 2**32
     """The trials' seed, which no run that is compared may have."""
+    include: tuple[str, ...] = ()
+    """Shipped suites whose arms are taken over; an arm of the same name here replaces theirs."""
     tiers: Annotated[dict[str, Tier], Field(min_length=1)]
-    arms: Annotated[dict[str, Arm], Field(min_length=1)]
+    arms: dict[str, Arm] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _includes(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        arms: dict[str, Any] = {}
+        for name in tree.get("include", ()):
+            if name not in shipped():
+                raise ValueError(f"there is no shipped suite {name!r} to include")
+            arms |= read_suite(name).arms
+        return {**tree, "arms": {**arms, **tree.get("arms", {})}} if arms else tree
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if not self.arms:
+            raise ValueError("there are no arms")
         for name in self.references:
             if name not in self.arms:
                 raise ValueError(f"there is no arm called {name!r} to be a reference")

@@ -103,11 +103,11 @@ class Matrix:
 
     @cache  # noqa: B019 - there is one matrix in a process
     def trials(self, name: str) -> list[Cell]:
-        """The trials of an arm, in the order of `tried`: a quarter of the budget each."""
-        seed = self.suite.tuning_seed
+        """The trials of an arm, in the order of `tried`: a quarter of its largest budget each."""
+        seed, share = self.suite.tuning_seed, HORIZON * self.shares(name)[-1]
         looks = {"eval_every": 0, "evaluation.floors": False, "evaluation.samples": 0}
         return [
-            self._cell(name, seed, HORIZON, True, ("trial", {**looks, **values}))
+            self._cell(name, seed, share, True, ("trial", {**looks, **values}))
             for values in self.tried(name)
         ]
 
