@@ -45,7 +45,7 @@ def uncached(model: GPT, tokens: int) -> Iterator[int]:
 
 
 class Minimal:
-    """The modern recipe's forward pass for one token, by hand, weights ready in bfloat16."""
+    """The modern recipe's forward pass for one token, by hand; no shifts, no tables."""
 
     def __init__(self, model: GPT, tokens: int) -> None:
         s, self.model = model.settings, model
@@ -106,7 +106,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="keep the figures in this file")
     asked = parser.parse_args()
 
-    sets = [f"model.context={asked.tokens + 1}", "recipe=modern", "device.compile=off", *asked.set]
+    sets = [f"model.context={asked.tokens + 1}", "recipe=modern", "device.compile=off"]
+    sets += ["model.shift=0", "model.pair_rows=0", "model.value_tables=false", *asked.set]
     settings = resolve(BaselineSettings, {"preset": asked.preset, "steps": 1}, sets, None).settings
     model, device = GPT(settings.model, 257).eval(), Device(settings.device)
     torch.nn.init.normal_(model.head, std=0.1)

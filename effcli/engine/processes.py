@@ -75,6 +75,9 @@ class Processes:
             return
         bucket: list[Tensor] = []
         for tensor in tensors:
+            if tensor.is_sparse:
+                self._add_up_rows(tensor)
+                continue
             is_other = bool(bucket) and bucket[0].dtype != tensor.dtype
             if is_other or sum(map(Tensor.numel, bucket)) + tensor.numel() > BUCKET:
                 self._add_up(bucket)
@@ -113,6 +116,26 @@ class Processes:
         parts = torch.split(flat, [tensor.numel() for tensor in bucket])
         for tensor, part in zip(bucket, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
+
+    def _add_up_rows(self, tensor: Tensor) -> None:
+        """The sum of tensors that hold different rows: everyone's rows, in everyone's order."""
+        rows, values = tensor.indices()[0], tensor.values()
+        counts = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(self.world)]
+        self._together(dist.all_gather, counts, rows.new_tensor([len(rows)]))
+        most = max(int(count) for count in counts)
+        index, value = (
+            torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+            for parts in (self._gathered(rows, most), self._gathered(values, most))
+        )
+        sparse = torch.sparse_coo_tensor(index[None], value, tensor.shape, check_invariants=False)
+        tensor.copy_(sparse.coalesce())
+
+    def _gathered(self, mine: Tensor, most: int) -> list[Tensor]:
+        """Everyone's tensor, each filled up to `most` rows."""
+        full = torch.cat([mine, mine.new_zeros(most - len(mine), *mine.shape[1:])])
+        everyone = [torch.empty_like(full) for _ in range(self.world)]
+        self._together(dist.all_gather, everyone, full)
+        return everyone
 
     def _together(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         try:

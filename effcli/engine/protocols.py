@@ -110,9 +110,11 @@ class LanguageModel(nn.Module, ABC):
         """Weights, without rows that only pad a table."""
 
     def role(self, name: str, parameter: Tensor) -> str:
-        """What a tensor is to an optimizer: `matrix`, `embedding`, `head` or `scalar`."""
+        """What a tensor is to an optimizer: `matrix`, `embedding`, `table`, `head` or `scalar`."""
         if parameter.ndim < 2:
             return "scalar"
+        if "table" in name:  # its gradient is sparse
+            return "table"
         if "unembedding" in name:
             return "head"
         return "embedding" if "embedding" in name or "positions" in name else "matrix"

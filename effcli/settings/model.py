@@ -45,6 +45,12 @@ class GPTSettings(ModelSettings):
     """Normalize the embedding before the first block."""
     soft_cap: Annotated[float, Field(ge=0)] = 30.0
     """Logits are squashed into ± this value by a tanh (Gemma 2); 0 leaves them alone."""
+    shift: Annotated[int, Field(ge=0, le=16)] = 1
+    """Positions before each one that are mixed into the input of attention and of the MLP."""
+    pair_rows: Annotated[Count | Literal[0], Field(le=2**24)] = 65_536
+    """Rows of a table, looked up by a hash of each token and the one before; 0 has none."""
+    value_tables: bool = True
+    """In each layer, add a row of a table to the values of each token (modded-nanogpt)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of activations dropped in training."""
 
@@ -54,4 +60,6 @@ class GPTSettings(ModelSettings):
             raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
         if self.positions == "rope" and (self.width // self.heads) % 2:
             raise ValueError("rotary positions need an even number of channels per head")
+        if self.shift >= self.context:
+            raise ValueError(f"shift {self.shift} looks beyond a context of {self.context}")
         return self

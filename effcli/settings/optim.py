@@ -26,6 +26,8 @@ class OptimizerSettings(PartSettings):
     """Decay of Adam's mean of squared gradients."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Adam's guard against division by zero."""
+    table_rate: Rate
+    """AdaGrad's rate for tables of which a step reads few rows, as a multiple of `lr`."""
 
 
 class AdamWSettings(OptimizerSettings):
@@ -37,6 +39,8 @@ class AdamWSettings(OptimizerSettings):
     """Peak learning rate of every tensor."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay of the weight matrices, per unit of learning rate."""
+    table_rate: Rate = 100.0
+    """AdaGrad's rate for tables of which a step reads few rows, as a multiple of `lr`."""
 
 
 class MuonSettings(OptimizerSettings):
@@ -52,6 +56,8 @@ class MuonSettings(OptimizerSettings):
     """Nesterov momentum of Muon."""
     embedding_rate: Rate = 40.0
     """Adam's rate for the embedding, as a multiple of `lr`."""
+    table_rate: Rate = 10.0
+    """AdaGrad's rate for tables of which a step reads few rows, as a multiple of `lr`."""
     head_rate: Rate = 0.4
     """Adam's rate for an untied head, as a multiple of `lr`."""
     scalar_rate: Rate = 0.5

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from effcli.catalog import MODELS
 from effcli.engine.device import Device
+from effcli.engine.models.tables import hashed
 from effcli.engine.objectives.next_token import NextToken
 from effcli.engine.optim.optimizer import Optimizer
 from effcli.engine.protocols import Batch, LanguageModel
@@ -22,6 +23,8 @@ SHAPES = {
     "swiglu": ["model.activation=swiglu"],
     "tied": ["model.tied=true"],
     "learned": ["model.positions=learned", "model.norm=layer", "model.bias=true"],
+    "bare": ["model.shift=0", "model.pair_rows=0", "model.value_tables=false"],
+    "far": ["model.shift=3", "model.pair_rows=5"],
     "plain": ["model.zero_init=false", "model.qk_norm=false", "model.soft_cap=0"],
 }
 CASES = [(name, shape) for name in MODELS for shape in SHAPES]
@@ -121,7 +124,7 @@ class TestEveryModel:
             )
             batch = Batch(_tokens()[:, :-1], _tokens()[:, 1:], torch.arange(3))
             NextToken(rows=7 if recompute else None)(model, batch).mean.backward()
-            gradients.append([p.grad for p in model.parameters()])
+            gradients.append([p.grad.to_dense() for p in model.parameters()])
         for one, other in zip(*gradients, strict=True):
             assert torch.allclose(one, other, atol=1e-6)
 
@@ -133,6 +136,38 @@ class TestEveryModel:
             Device(DeviceSettings(name="cpu", precision=precision)).adopt(model)
             losses.append(NextToken()(model, batch).mean.item())
         assert abs(losses[0] - losses[1]) < 0.03
+
+
+def test_a_pair_of_tokens_is_looked_up_in_a_row_of_its_own() -> None:
+    pairs = torch.cartesian_prod(torch.arange(257), torch.arange(257))
+    rows = hashed(pairs, 2**14)[:, 0]
+    counts = torch.bincount(rows, minlength=2**14)
+    spread = (len(pairs) / 2**14) ** 0.5  # of a Poisson distribution: rows as good as random
+    assert 0.9 < counts.double().std().item() / spread < 1.1
+    assert hashed(torch.tensor([[3, 4]]), 2**20) != hashed(torch.tensor([[4, 3]]), 2**20)
+
+
+def test_tables_cost_no_products_and_are_counted() -> None:
+    with_them, bare = _model("gpt", "modern"), _model("gpt", "bare")
+    assert with_them.forward_flops(3, 24) == bare.forward_flops(3, 24)
+    more = with_them.parameter_count() - bare.parameter_count()
+    # two shifts in each layer, two tables of values, and the pairs
+    assert more == 32 * (2 * 2 + 2 * VOCAB + with_them.settings.pair_rows)
+
+
+def test_a_step_touches_only_the_rows_that_it_read() -> None:
+    model = _model("gpt", "modern", spread=0.1)
+    optimizer = Optimizer(model, resolve(BaselineSettings, {}).settings.optim)
+    batch = Batch(_tokens()[:, :-1] % 7, _tokens()[:, 1:], torch.arange(3))
+    before = model.trunk.tables.value_tables[0].weight.detach().clone()
+    NextToken()(model, batch).mean.backward()
+    assert all(g.is_sparse == (g.shape[0] in (VOCAB, 65536)) for g in optimizer.gradients())
+    whole = torch.stack([p.grad.to_dense().norm() for p in model.parameters()]).norm()
+    assert torch.allclose(optimizer.clip(), whole)
+    assert torch.stack([g.norm() for g in optimizer.gradients()]).norm() < 1.001
+    optimizer.step(1.0)
+    moved = (model.trunk.tables.value_tables[0].weight != before).any(1)
+    assert moved.nonzero().flatten().tolist() == list(range(7))
 
 
 def test_shapes_share_the_start_of_the_tensors_they_have_in_common() -> None:

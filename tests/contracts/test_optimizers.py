@@ -7,6 +7,7 @@ import torch
 
 from effcli.catalog import OPTIMIZERS
 from effcli.engine.optim.optimizer import NEWTON_SCHULZ_STEPS, Optimizer, newton_schulz_flops
+from effcli.engine.optim.rows import RowAdaGrad
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.runs.trained import build_model
 from effcli.errors import InputError
@@ -88,7 +89,35 @@ def test_muon_takes_the_blocks_matrices_and_nothing_else() -> None:
     assert {t for t, rule in rules.items() if rule == "muon"} == {
         t for t in rules if ".blocks." in t and t.endswith("weight")
     }
-    assert optimizer.describe() == "12 tensors to Muon, 14 tensors to AdamW"
+    described = "12 tensors to Muon, 18 tensors to AdamW, 3 tensors to AdaGrad by rows"
+    assert optimizer.describe() == described
+
+
+def test_a_row_moves_the_same_whether_or_not_the_others_are_there() -> None:
+    """AdaGrad forgets nothing, so rows without a gradient may be left out."""
+    ends = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        table = torch.nn.Embedding(9, 4, sparse=sparse)
+        rule = RowAdaGrad([table.weight], lr=0.1)
+        for ids in ([1, 1, 5], [5, 8], [1]):
+            (table(torch.tensor(ids)) * torch.tensor([1.0, 2.0, 0.5, -1.0])).sum().backward()
+            rule.step()
+            rule.zero_grad()
+        ends.append(table.weight.detach())
+    assert torch.equal(*ends)
+
+
+def test_adagrad_by_rows_is_adagrad_where_rows_have_one_number() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(5, 1)) for _ in range(2))
+    rules = RowAdaGrad([ours], lr=0.1), torch.optim.Adagrad([theirs], lr=0.1)
+    for _ in range(4):
+        gradient = torch.randn(5, 1)
+        for parameter, rule in zip((ours, theirs), rules, strict=True):
+            parameter.grad = gradient.clone()
+            rule.step()
+    assert torch.allclose(ours, theirs)
 
 
 def test_newton_schulz_is_billed_as_the_products_it_makes() -> None:

@@ -91,6 +91,7 @@ def test_another_part_drops_the_settings_of_its_predecessor() -> None:
         ({"steps": "0"}, [], "steps: should be greater than or equal to 1", None),
         ({}, ["model.layers"], "not of the form name=value", None),
         ({}, ["model.width=7"], "not a multiple of 2 heads", None),
+        ({}, ["model.context=4", "model.shift=4"], "beyond a context of 4", None),
         ({}, ["schedule.warmup=0.7"], "more than the whole run", None),
         ({}, ["batch.micro=64"], "micro 64 is more than the 32 sequences of a step", None),
         ({}, ["optim.lr=nan"], "optim.lr", None),

@@ -1,6 +1,7 @@
 """A decoder-only transformer: GPT-2 at one end of its settings, the modern recipe at the other."""
 
 import math
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,14 @@ from effcli.engine.models.layers import (
     Linear,
     RMSNorm,
     Rotary,
+    Shift,
     attend,
     generators,
     padded,
     rms_norm,
     rotate,
 )
+from effcli.engine.models.tables import Tables
 from effcli.engine.protocols import LanguageModel
 from effcli.settings.model import GPTSettings
 
@@ -42,9 +45,11 @@ class Attention(nn.Module):
         angles: tuple[Tensor, Tensor] | None,
         cache: KeyValueCache | None,
         layer: int,
+        extra: Tensor | None,
     ) -> Float[Tensor, "batch time width"]:
-        """What every position takes from those before it."""
-        q, k, v = (self._by_head(part(x)) for part in (self.query, self.key, self.value))
+        """What every position takes from those before it; `extra` is added to the values."""
+        values = self.value(x) if extra is None else self.value(x) + extra.to(x.dtype)
+        q, k, v = (self._by_head(part) for part in (self.query(x), self.key(x), values))
         if self.qk_norm:
             q, k = rms_norm(q), rms_norm(k)
         if angles is not None:
@@ -97,6 +102,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.attention = _norm(s), Attention(s)
         self.norm2, self.mlp = _norm(s), MLP(s)
+        self.shift1, self.shift2 = Shift(s.width, s.shift), Shift(s.width, s.shift)
         self.drop = nn.Dropout(s.dropout)
 
     def forward(
@@ -105,10 +111,13 @@ class Block(nn.Module):
         angles: tuple[Tensor, Tensor] | None,
         cache: KeyValueCache | None,
         layer: int,
+        extra: Tensor | None,
     ) -> Tensor:
-        """The residual stream after this block."""
-        x = x + self.drop(self.attention(self.norm1(x), angles, cache, layer))
-        out: Tensor = x + self.drop(self.mlp(self.norm2(x)))
+        """The residual stream after this block; `extra` is added to the values."""
+        h = self.shift1(self.norm1(x), cache, f"{layer}.attention")
+        x = x + self.drop(self.attention(h, angles, cache, layer, extra))
+        h = self.shift2(self.norm2(x), cache, f"{layer}.mlp")
+        out: Tensor = x + self.drop(self.mlp(h))
         return out
 
 
@@ -119,15 +128,17 @@ def _norm(s: GPTSettings) -> nn.Module:
 class Trunk(nn.Module):
     """From token ids to the last features."""
 
-    def __init__(self, s: GPTSettings, rows: int) -> None:
+    def __init__(self, s: GPTSettings, vocab_size: int) -> None:
         super().__init__()
         self.dtype, self.recompute = torch.float32, False
         self.embedding_norm = s.embedding_norm
-        self.embedding = nn.Embedding(rows, s.width)
+        self.embedding = nn.Embedding(padded(vocab_size), s.width)
         if s.positions == "learned":
             self.positions = nn.Embedding(s.context, s.width)
         else:
             self.rotary = Rotary(s.width // s.heads, s.context)
+        if s.pair_rows or s.value_tables:
+            self.tables = Tables(s, vocab_size)
         self.drop = nn.Dropout(s.dropout)
         self.blocks = nn.ModuleList(Block(s) for _ in range(s.layers))
         self.norm = _norm(s)
@@ -137,19 +148,21 @@ class Trunk(nn.Module):
     ) -> Float[Tensor, "batch time width"]:
         """The last hidden state; with a cache, `tokens` come after what is in it."""
         start, time = (cache.length if cache else 0), tokens.shape[1]
-        x, angles = self.embedding(tokens), None
+        x, angles, extras = self.embedding(tokens), None, []
         if hasattr(self, "positions"):
             x = x + self.positions(torch.arange(start, start + time, device=tokens.device))
         else:
             angles = self.rotary(start, time, self.dtype)
         if self.embedding_norm:
             x = rms_norm(x)
+        if hasattr(self, "tables"):
+            x, extras = self.tables(x, tokens, cache)
         x = self.drop(x.to(self.dtype))
-        for layer, block in enumerate(self.blocks):
+        for layer, (block, extra) in enumerate(zip_longest(self.blocks, extras)):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, angles, None, layer, use_reentrant=False)
+                x = checkpoint(block, x, angles, None, layer, extra, use_reentrant=False)
             else:
-                x = block(x, angles, cache, layer)
+                x = block(x, angles, cache, layer, extra)
         if cache is not None:
             cache.length += time
         out: Tensor = self.norm(x)
@@ -164,7 +177,7 @@ class GPT(LanguageModel):
         self.settings = settings
         self.vocab_size, self.context = vocab_size, settings.context
         self.soft_cap = settings.soft_cap
-        self.trunk: Trunk = Trunk(settings, padded(vocab_size))
+        self.trunk: Trunk = Trunk(settings, vocab_size)
         if not settings.tied:
             self.unembedding = Linear(settings.width, padded(vocab_size), bias=False)
         self._initialize(seed)
@@ -211,6 +224,9 @@ class GPT(LanguageModel):
         for name, parameter, generator in generators(self, seed):
             if parameter.ndim < 2:
                 parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+                continue
+            if "table" in name:  # what they add is nothing at first
+                parameter.zero_()
                 continue
             std = s.init_std or 1 / math.sqrt(parameter.shape[1])
             if name.endswith(("output.weight", "down.weight")):

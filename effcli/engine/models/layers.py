@@ -104,12 +104,41 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
+class Shift(nn.Module):
+    """Adds to each position those just before it, by learned weights per channel (RWKV)."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(torch.zeros(width) for _ in range(count))
+
+    def forward(self, x: Tensor, cache: "KeyValueCache | None", place: str) -> Tensor:
+        """`x`, mixed; a cache remembers the end of it, by the name of the place."""
+        count, out = len(self.weights), x
+        longer = before(x, count, cache, place) if count else x
+        for back, weight in enumerate(self.weights, 1):
+            earlier = longer[:, count - back : longer.shape[1] - back]
+            out = torch.addcmul(out, earlier, weight.to(x.dtype))
+        return out
+
+
+def before(x: Tensor, count: int, cache: "KeyValueCache | None", place: str) -> Tensor:
+    """`x` after the `count` positions that precede it; zeros where there are none."""
+    past = None if cache is None else cache.past.get(place)
+    if past is None:
+        past = x.new_zeros(x.shape[0], count, *x.shape[2:])
+    longer = torch.cat((past, x), dim=1)
+    if cache is not None:
+        cache.past[place] = longer[:, -count:]
+    return longer
+
+
 class KeyValueCache:
     """Keys and values of the positions seen so far, for every layer."""
 
     def __init__(self, layers: int, shape: tuple[int, int, int, int], like: Tensor) -> None:
         self._keys = [like.new_empty(shape) for _ in range(layers)]
         self._values = [like.new_empty(shape) for _ in range(layers)]
+        self.past: dict[str, Tensor] = {}  # the last inputs of what looks a few positions back
         self.length = 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

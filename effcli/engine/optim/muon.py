@@ -10,6 +10,7 @@ def route(model: LanguageModel, settings: MuonSettings) -> list[Group]:
     lr = settings.lr
     groups = {
         "matrix": Group("muon", lr, settings.weight_decay, []),
+        "table": Group("rows", lr * settings.table_rate, 0.0, []),
         "embedding": Group("adamw", lr * settings.embedding_rate, 0.0, []),
         "head": Group("adamw", lr * settings.head_rate, 0.0, []),
         "scalar": Group("adamw", lr * settings.scalar_rate, 0.0, []),

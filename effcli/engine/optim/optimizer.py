@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from effcli.engine.optim.rows import RowAdaGrad
 from effcli.engine.protocols import LanguageModel
 from effcli.errors import InputError
 from effcli.registry import resolve_place
@@ -19,7 +20,7 @@ NEWTON_SCHULZ_STEPS = 5
 class Group:
     """Tensors that are moved by the same rule at the same peak rate."""
 
-    rule: Literal["adamw", "muon"]
+    rule: Literal["adamw", "muon", "rows"]
     lr: float
     weight_decay: float
     tensors: list[tuple[str, nn.Parameter]]
@@ -41,13 +42,18 @@ class Optimizer:
         return [p for group in self.groups if group.rule == rule for _, p in group.tensors]
 
     def gradients(self) -> list[Tensor]:
-        """The gradient of every tensor that has one."""
+        """The gradient of every tensor that has one; a table's has only the rows that were read."""
+        for parameter in self._of("rows"):
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
         return [p.grad for p in self._parameters if p.grad is not None]
 
     def clip(self) -> Tensor:
         """Scale the whole gradient down to the allowed norm; returns the norm it had."""
-        limit = self._clip or float("inf")
-        norm: Tensor = nn.utils.clip_grad_norm_(self._parameters, limit)
+        parts = [_values(gradient) for gradient in self.gradients()]
+        norm: Tensor = nn.utils.get_total_norm(parts)
+        if self._clip:
+            torch._foreach_mul_(parts, torch.clamp(self._clip / (norm + 1e-6), max=1.0))
         return norm
 
     def step(self, factor: float) -> None:
@@ -63,9 +69,9 @@ class Optimizer:
 
     def describe(self) -> str:
         """Which tensors go where, in one line."""
-        counts = {"muon": len(self._of("muon")), "adamw": len(self._of("adamw"))}
-        names = {"muon": "Muon", "adamw": "AdamW"}
-        return ", ".join(f"{n} tensors to {names[rule]}" for rule, n in counts.items() if n)
+        names = {"muon": "Muon", "adamw": "AdamW", "rows": "AdaGrad by rows"}
+        counts = {name: len(self._of(rule)) for rule, name in names.items()}
+        return ", ".join(f"{n} tensors to {name}" for name, n in counts.items() if n)
 
     def routing(self) -> list[dict[str, Any]]:
         """Every group with its rule, its rates and the names of its tensors."""
@@ -103,6 +109,10 @@ class Optimizer:
             raise InputError(f"the optimizer's state does not fit the model: {min(by_tensor)}")
 
 
+def _values(gradient: Tensor) -> Tensor:
+    return gradient.values() if gradient.is_sparse else gradient
+
+
 def _part(group: Group, settings: OptimizerSettings) -> torch.optim.Optimizer:
     parameters = [parameter for _, parameter in group.tensors]
     if group.rule == "muon":
@@ -114,6 +124,8 @@ def _part(group: Group, settings: OptimizerSettings) -> torch.optim.Optimizer:
             momentum=settings.momentum,
             ns_steps=NEWTON_SCHULZ_STEPS,
         )
+    if group.rule == "rows":
+        return RowAdaGrad(parameters, group.lr)
     return torch.optim.AdamW(
         parameters,
         lr=group.lr,
