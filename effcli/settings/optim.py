@@ -26,6 +26,12 @@ class OptimizerSettings(PartSettings):
     """Decay of Adam's mean of squared gradients."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Adam's guard against division by zero."""
+    embedding_rate: Rate
+    """Adam's rate for the embedding, as a multiple of `lr`."""
+    head_rate: Rate
+    """Adam's rate for an untied head, as a multiple of `lr`."""
+    scalar_rate: Rate
+    """Adam's rate for gains and biases, as a multiple of `lr`."""
     table_rate: Rate
     """AdaGrad's rate for tables of which a step reads few rows, as a multiple of `lr`."""
 
@@ -36,9 +42,15 @@ class AdamWSettings(OptimizerSettings):
     place: ClassVar[str] = "effcli.engine.optim.adamw:route"
     name: Literal["adamw"] = "adamw"
     lr: Annotated[Rate, LR] = 1e-3
-    """Peak learning rate of every tensor."""
+    """Peak learning rate of the weight matrices; the other rates follow it."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay of the weight matrices, per unit of learning rate."""
+    embedding_rate: Rate = 1.0
+    """Adam's rate for the embedding, as a multiple of `lr`."""
+    head_rate: Rate = 1.0
+    """Adam's rate for an untied head, as a multiple of `lr`."""
+    scalar_rate: Rate = 1.0
+    """Adam's rate for gains and biases, as a multiple of `lr`."""
     table_rate: Rate = 100.0
     """AdaGrad's rate for tables of which a step reads few rows, as a multiple of `lr`."""
 
