@@ -372,6 +372,22 @@ def test_every_shipped_suite_is_sound(name: str, corpus: Corpus) -> None:
                 assert cell.settings.seed in (0, suite.tuning_seed)
 
 
+def test_every_shipped_arm_runs(corpus_folder: Path, eff: Eff) -> None:
+    line = ("bench", "smoke", "--tier", "smoke", "--data", str(corpus_folder))
+    code, out, err = eff(*line, "--json", "--quiet")
+    assert code == 0, err
+    document = json.loads(out)
+    assert {cell["status"] for cell in document["cells"]} == {"complete"}
+    shipped_arms = {arm for name in shipped() if name != "ladder" for arm in read_suite(name).arms}
+    assert {arm["name"] for arm in document["arms"]} == shipped_arms
+    code, out, _ = eff("bench", "export", *line[1:])
+    assert code == 0
+    assert len(out.splitlines()) == 1 + len(document["cells"])
+    csv = Path("cells.csv")
+    assert eff("bench", "export", *line[1:], "--csv", str(csv))[0] == 0
+    assert csv.read_text() == out
+
+
 def test_cells_are_named_by_all_that_matters(corpus: Corpus) -> None:
     def names(text: str, corpus_hash: str = "a") -> set[str]:
         suite: Suite = parse_suite(text, "x")

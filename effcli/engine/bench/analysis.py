@@ -202,3 +202,27 @@ def laws(table: Table, arms: Sequence[str]) -> list[dict[str, Any]]:
             if (one := law(table.points(arm, seed, "flops"))) is not None:
                 found.append({"arm": arm, "seed": seed, "cost": "flops", "a": one.a, "b": one.b})
     return found
+
+
+def frontier(table: Table) -> dict[str, Any]:
+    """The lowest mean loss for the FLOPs: runs that nothing cheaper beats, and the law through them.
+
+    Whatever claims to grow or shrink a model has to be below it.
+    """
+    groups: dict[tuple[str, float], list[Row]] = {}
+    for cell in table.cells:
+        groups.setdefault((cell["arm"], cell["share"]), []).append(cell)
+    means = [
+        {
+            "arm": arm,
+            "share": share,
+            **{name: float(np.mean([cell[name] for cell in cells])) for name in ("flops", "loss")},
+        }
+        for (arm, share), cells in groups.items()
+    ]
+    points: list[dict[str, Any]] = []
+    for point in sorted(means, key=lambda one: (one["flops"], one["loss"])):
+        if not points or point["loss"] < points[-1]["loss"]:
+            points.append(point)
+    found = law([(point["flops"], point["loss"]) for point in points])
+    return {"points": points, "law": None if found is None else {"a": found.a, "b": found.b}}

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from effcli.engine.bench.analysis import COSTS, EQUAL, Table, differences, laws, multipliers
+from effcli.engine.bench.analysis import (
+    COSTS,
+    EQUAL,
+    Table,
+    differences,
+    frontier,
+    laws,
+    multipliers,
+)
 from effcli.engine.bench.export import markdown
 from effcli.engine.bench.matrix import Cell, Matrix, source_hash
 from effcli.engine.bench.page import write_bench
@@ -139,6 +147,7 @@ def document_of(plan: Mapping[str, Any], store: Store) -> dict[str, Any]:
             for row in differences(table, arms, r, at, margin)
         ],
         "laws": laws(table, names),
+        "frontier": frontier(table),
         "notes": _notes(plan, cells),
     }
 
