@@ -28,11 +28,17 @@ def _cells(arm: str, times: float, shares: list[float], seeds: int, wobble: floa
     for seed in range(seeds):
         for share in shares:
             cost = share * 1e12
-            loss = _loss(cost, times) + 0.05 * seed + wobble * math.sin(7 * seed + len(arm))
             yield {
-                **{"arm": arm, "seed": seed, "share": share, "status": "complete", "loss": loss},
-                **{"tokens": cost / 1e6, "unique_tokens": cost / 1e6, "flops": cost},
-                **{"seconds": cost / 1e10, "joules": None},
+                "arm": arm,
+                "seed": seed,
+                "share": share,
+                "status": "complete",
+                "loss": _loss(cost, times) + 0.05 * seed + wobble * math.sin(7 * seed + len(arm)),
+                "tokens": cost / 1e6,
+                "unique_tokens": cost / 1e6,
+                "flops": cost,
+                "seconds": cost / 1e10,
+                "joules": None,
             }
 
 

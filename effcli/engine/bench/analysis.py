@@ -205,7 +205,7 @@ def laws(table: Table, arms: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def frontier(table: Table) -> dict[str, Any]:
-    """The lowest mean loss for the FLOPs: runs that nothing cheaper beats, and the law through them.
+    """The lowest mean loss for the FLOPs: runs that nothing cheaper beats, and their law.
 
     Whatever claims to grow or shrink a model has to be below it.
     """
