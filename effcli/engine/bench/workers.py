@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -25,6 +26,7 @@ class Worker:
     """A process that does steps when it is its turn. It never outlives this one."""
 
     def __init__(self, stop: Stop, make: Make, *arguments: Any) -> None:
+        _start_tracker()
         context = mp.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, make, arguments), daemon=True)
@@ -78,16 +80,30 @@ class Worker:
         try:
             answer = self._pipe.recv()
         except EOFError:
-            self._look()  # the same signal may have ended it
+            self._look()  # a signal to all may have ended it
             self._process.join()
             raise RuntimeError(f"its process ended with {self._process.exitcode}") from None
         if isinstance(answer, str):
+            self._look()  # it may have ended a compiler
             raise RuntimeError(answer)
         return float(answer)
 
     def _look(self) -> None:
         if (number := self._stop()) is not None:
             raise Stopped(number, "inside a turn")
+
+
+def _start_tracker() -> None:
+    """Python's own process that tidies up after killed ones; it would warn of what it tidies."""
+    if os.name != "posix":
+        return
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        os.environ.update({} if before is None else {"PYTHONWARNINGS": before})
 
 
 def _serve(pipe: Connection, make: Make, arguments: tuple[Any, ...]) -> None:
