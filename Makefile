@@ -38,16 +38,17 @@ bench-recipes: $(READY)
 	$(BIN)/eff prepare python --offline
 	$(BIN)/python benchmarks/recipes.py
 
-# Take these alone: their ratios are steadier on a quiet machine. About fifteen minutes.
+# Take these alone: their ratios are steadier on a quiet machine. About half an hour. What is
+# stopped goes on; what is finished is not measured again before runs/bench is moved away.
 bench-speed: $(READY)
-	$(BIN)/python benchmarks/speed.py --out docs/data/speed.json
+	$(BIN)/eff bench speed --out build/bench-speed --offline
 	$(BIN)/python benchmarks/overheads.py --out docs/data/overheads.json
 	$(BIN)/python benchmarks/generation.py --out docs/data/generation.json
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/tables.py build/bench-speed/bench.json
 
 bench-prepare: $(READY)
-	$(BIN)/python benchmarks/prepare.py --out docs/data/prepare.json
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/eff bench speed --arms prepare --out build/bench-prepare --offline
+	$(BIN)/python benchmarks/tables.py build/bench-prepare/bench.json
 
 # The tables of docs/results/*.json, in README and docs.
 results: $(READY)

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from speed import eff_steps, resolved, step_flops
 
+from effcli.engine.bench.reference_gpt import ReferenceGPT, optimizer
+from effcli.engine.bench.throughput import eff_steps, step_flops, write_shard
 from effcli.engine.data.prepare import prepare
 from effcli.engine.device import Device
 from effcli.engine.measure.peak import peak_flops
@@ -34,6 +35,13 @@ from effcli.settings.layers import resolve
 from effcli.settings.prepare import PrepareSettings
 
 Row = tuple[str, bool, str]
+VOCABULARY, RECIPES = 50257, ("textbook", "modern")
+
+
+def resolved(preset: str, assignments: list[str]) -> BaselineSettings:
+    """Settings of `eff baseline`, with a budget that nothing here spends."""
+    flags = {"preset": preset, "steps": 10**6}
+    return resolve(BaselineSettings, flags, assignments, None).settings
 
 
 def run(corpus: Path, out: Path, device: str, *sets: str, **flags: Any) -> Path:
@@ -117,14 +125,12 @@ def cache(device: str) -> Row:
 
 def plain_steps(preset: str, sequences: int) -> Iterator[None]:
     """A plain script, as fast as a plain script is."""
-    from reference_gpt import ReferenceGPT, optimizer
-
     shape = resolved(preset, []).model
     model = ReferenceGPT(50304, shape.context, shape.layers, shape.width, shape.heads).cuda()
     adamw, compiled = optimizer(model), torch.compile(model)
     torch.set_float32_matmul_precision("high")
     while True:
-        tokens = torch.randint(50257, (sequences, shape.context + 1)).pin_memory()
+        tokens = torch.randint(VOCABULARY, (sequences, shape.context + 1)).pin_memory()
         tokens = tokens.cuda(non_blocking=True)
         with torch.autocast("cuda", dtype=torch.bfloat16):
             loss = compiled(tokens[:, :-1], tokens[:, 1:])
@@ -135,14 +141,14 @@ def plain_steps(preset: str, sequences: int) -> Iterator[None]:
         yield
 
 
-def speed(preset: str, sequences: int, rounds: int) -> Iterator[Row]:
+def speed(preset: str, sequences: int, rounds: int, folder: Path) -> Iterator[Row]:
     """Tokens per second and share of the peak, in turns."""
     sets = [f"batch.sequences={sequences}", f"batch.micro={sequences}"]
-    ways = {
-        "plain script": plain_steps(preset, sequences),
-        "eff textbook": eff_steps(preset, ["recipe=textbook", *sets]),
-        "eff modern": eff_steps(preset, ["recipe=modern", *sets]),
-    }
+    recipes = {name: resolved(preset, [f"recipe={name}", *sets]) for name in RECIPES}
+    write_shard(folder, VOCABULARY)
+    ways = {"plain script": plain_steps(preset, sequences)}
+    for name, settings in recipes.items():
+        ways[f"eff {name}"] = eff_steps(settings, VOCABULARY, folder)[1]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, steps in ways.items():
@@ -157,8 +163,8 @@ def speed(preset: str, sequences: int, rounds: int) -> Iterator[Row]:
     peak = peak_flops(Device(settings.device), keep=False)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     for name, taken in medians.items():
-        recipe = "recipe=modern" if "modern" in name else "recipe=textbook"
-        share = step_flops(preset, [recipe], sequences) / taken / peak
+        recipe = recipes[name.removeprefix("eff ") if name.startswith("eff") else "textbook"]
+        share = step_flops(recipe, VOCABULARY) / taken / peak
         rate = sequences * settings.model.context / taken
         is_good = not name.startswith("eff textbook") or (
             share >= 0.4 and taken <= medians["plain script"]
@@ -180,7 +186,7 @@ def main() -> None:
         os.environ.update(EFF_DATA=f"{name}/data", EFF_RUNS=f"{name}/runs")
         checks = [correctness(Path(name), asked.device)]
         if asked.device == "cuda":
-            checks.append(speed("gpt2", asked.sequences, 5))
+            checks.append(speed("gpt2", asked.sequences, 5, Path(name)))
         for row in (row for check in checks for row in check):
             rows.append(row)
             print("ok  " if row[1] else "FAIL", row[0], row[2], file=sys.stderr, flush=True)

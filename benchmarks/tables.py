@@ -1,9 +1,11 @@
 """Put the kept figures of the benchmarks between their marks in README and docs/performance.md.
 
-python benchmarks/tables.py
+python benchmarks/tables.py                     # of what is kept in docs/data
+python benchmarks/tables.py FOLDER/bench.json   # of `eff bench speed`, which is kept there first
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "data"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
-REFERENCES = {"reference": "plain script"}
+NAMES = {
+    "reference": "plain script",
+    "modern-adamw": "modern, AdamW",
+    "textbook-float32": "textbook, float32",
+}
 
 
 def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -26,7 +32,7 @@ def speed(kept: dict[str, Any]) -> str:
     variants = list(dict.fromkeys(name for shape in kept.values() for name in shape["rows"]))
     rows = []
     for variant in variants:
-        cells = [REFERENCES.get(variant, variant)]
+        cells = [NAMES.get(variant, variant)]
         for shape in kept.values():
             row = shape["rows"].get(variant)
             cells.append(
@@ -84,8 +90,18 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def main() -> None:
+def keep(bench: Path) -> None:
+    """Keep what `eff bench speed` measured."""
+    document = json.loads(bench.read_bytes())
+    for name, found in (("speed", document["shapes"]), ("prepare", document["prepare"])):
+        if found:
+            (DATA / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", "utf8")
+
+
+def main(*benches: str) -> None:
     """Rewrite both pages."""
+    for bench in benches:
+        keep(Path(bench))
     for page in PAGES:
         text = page.read_text("utf8")
         for name, table in TABLES.items():
@@ -99,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -5,6 +5,7 @@ import sys
 from effcli.commands.mount import Given
 from effcli.ui.bench import bench_tables
 from effcli.ui.console import Screen
+from effcli.ui.speed import speed_plan, speed_tables
 from effcli.ui.standing import StandingWatcher, plan_table
 
 
@@ -12,14 +13,14 @@ def bench(given: Given, screen: Screen) -> None:
     """Compare methods at equal cost, equal tuning and paired seeds, and say what is proven.
 
     A suite is run cell by cell and goes on where it was stopped. `show` and `export` read what
-    is known without running anything.
+    is known without running anything. The suite `speed` measures throughputs instead.
     """
     settings = given.resolve().settings
     if given.is_dry:
         from effcli.methods.bench import plan_bench
 
         plan = plan_bench(settings)
-        screen.result(plan, plan_table(plan))
+        screen.result(plan, (speed_plan if "parts" in plan else plan_table)(plan))
         return
     from effcli.engine.interrupt import Interrupt
     from effcli.methods.bench import run
@@ -31,8 +32,9 @@ def bench(given: Given, screen: Screen) -> None:
 
         sys.stdout.write(csv_text(document))
         return
-    screen.result(document, *bench_tables(document))
+    is_speed = document.get("kind") == "speed"
+    screen.result(document, *(speed_tables if is_speed else bench_tables)(document))
     for note in document["notes"]:
         screen.note(note)
     if document.get("page"):
-        screen.note(f"the page with plots: {document['page']}")
+        screen.note(f"the page{'' if is_speed else ' with plots'}: {document['page']}")

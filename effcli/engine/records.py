@@ -160,6 +160,16 @@ class CellDone(Record):
     """Of every arm: name, complete runs at its largest budget, their mean loss."""
 
 
+@dataclass(frozen=True, slots=True)
+class Turn(Record):
+    """One of several that are timed is about to do some of its work."""
+
+    kind: ClassVar[str] = "turn"
+    name: str
+    share: float
+    """Of all turns, done."""
+
+
 Watch = Callable[[Record], None]
 Stop = Callable[[], int | None]
 """Asks whether to stop; answers with the number of the signal that wants it."""

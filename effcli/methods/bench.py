@@ -17,7 +17,10 @@ from effcli.engine.records import CellBegun, CellDone, Notice, Stop, Watch, neve
 from effcli.engine.runs.lock import Busy, locked
 from effcli.engine.runs.rundir import CHECKPOINTS, CONFIG
 from effcli.errors import DivergedError, InputError, ResourceError, Stopped
+from effcli.methods import bench_speed
 from effcli.settings.bench import BenchSettings
+from effcli.settings.speed import SpeedSuite
+from effcli.settings.suite import read_suite
 
 POLL = 1.0  # seconds between looks at what another process is doing
 
@@ -28,6 +31,9 @@ def run(settings: BenchSettings, watch: Watch = unwatched, stop: Stop = never) -
     try:
         if settings.action != "run":
             return _known(settings, store)
+        suite = read_suite(settings.suite)
+        if isinstance(suite, SpeedSuite):
+            return bench_speed.run(suite, settings, store, watch, stop)
         work = Work(settings, store)
         try:
             _Runner(work, settings, watch, stop).run()
@@ -45,6 +51,8 @@ def _known(settings: BenchSettings, store: Store) -> dict[str, Any]:
     if plan is None:
         message = f"nothing is known of {settings.suite} at tier {settings.tier} in {home()}"
         raise InputError(message, f"run `eff bench {settings.suite} --tier {settings.tier}`")
+    if plan.get("kind") == "speed":
+        return bench_speed.known(plan, settings, store)
     document = document_of(plan, store)
     if settings.csv is not None:
         write_csv(document, settings.csv)
@@ -67,6 +75,9 @@ def plan_bench(settings: BenchSettings) -> dict[str, Any]:
     """What `--dry-run` shows: every cell with what it will cost."""
     store = Store(home() / DATABASE)
     try:
+        suite = read_suite(settings.suite)
+        if isinstance(suite, SpeedSuite):
+            return bench_speed.plan_speed(suite, settings, store)
         work = Work(settings, store)
         rows = []
         for cell, shared in work.cells():

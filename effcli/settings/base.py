@@ -12,6 +12,8 @@ from effcli.errors import InputError
 from effcli.registry import Registry
 
 _NUMBER = re.compile(r"([+-]?[\d_.]+(?:e[+-]?\d+)?)\s*([kmbgt]?)", re.IGNORECASE)
+TIERS = ("smoke", "cpu", "cpu-long", "gpu")
+"""The sizes that a suite may have."""
 _SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 

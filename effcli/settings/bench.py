@@ -62,7 +62,7 @@ class BenchSettings(Settings):
         if self.csv is not None and self.action != "export":
             raise ValueError("csv has an effect with `export` only")
         if self.action != "run":
-            for name in ("seeds", "max_minutes"):
-                if getattr(self, name) is not None:
+            for name in ("seeds", "max_minutes", "arms"):
+                if getattr(self, name) not in (None, ()):
                     raise ValueError(f"{name} has no effect where nothing is run")
         return self

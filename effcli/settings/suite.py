@@ -10,10 +10,10 @@ from pydantic import Field, ValidationError, model_validator
 from effcli.catalog import METHODS
 from effcli.errors import InputError
 from effcli.registry import suggestion
-from effcli.settings.base import Count, Settings
+from effcli.settings.base import TIERS, Count, Settings
 from effcli.settings.layers import LARGEST_FILE
+from effcli.settings.speed import SpeedSuite
 
-TIERS = ("smoke", "cpu", "cpu-long", "gpu")
 SUFFIX = ".toml"
 
 Share = Annotated[float, Field(gt=0, le=64)]
@@ -69,6 +69,7 @@ class Tier(Settings):
 class Suite(Settings):
     """Arms that are compared with references at equal cost and equal tuning."""
 
+    kind: Literal["loss"] = "loss"
     title: str
     about: str = ""
     references: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -127,7 +128,7 @@ def shipped() -> list[str]:
     return sorted(one.name.removesuffix(SUFFIX) for one in found if one.name.endswith(SUFFIX))
 
 
-def read_suite(name: str) -> Suite:
+def read_suite(name: str) -> Suite | SpeedSuite:
     """A suite by its name or its file, or what is wrong with it, and in which line."""
     if name in shipped():
         text = files("effcli.settings.suites").joinpath(name + SUFFIX).read_text("utf8")
@@ -143,10 +144,12 @@ def read_suite(name: str) -> Suite:
         raise InputError(f"cannot read the suite {path}: {error}") from None
 
 
-def parse_suite(text: str, origin: str) -> Suite:
-    """A suite from its text."""
+def parse_suite(text: str, origin: str) -> Suite | SpeedSuite:
+    """A suite from its text, which says its kind."""
     try:
-        return Suite.model_validate(tomllib.loads(text))
+        tree = tomllib.loads(text)
+        kind = SpeedSuite if tree.get("kind") == "speed" else Suite
+        return kind.model_validate(tree)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         message = first["msg"].removeprefix("Value error, ")

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from effcli.engine.records import CellBegun, CellDone, Notice, Record, Step, Watch
+from effcli.engine.records import CellBegun, CellDone, Notice, Record, Step, Turn, Watch
 from effcli.safe import safe
 from effcli.ui.console import Screen
 from effcli.units import clock, flops
@@ -61,6 +61,8 @@ class StandingWatcher:
                 )
         elif isinstance(record, Step):
             self._share, self._loss = record.progress, f"loss {record.loss:.3f}"
+        elif isinstance(record, Turn):
+            self._share, self._loss = record.share, safe(record.name)
         elif isinstance(record, Notice) and not self._is_live and "failed" in record.text:
             self._screen.note(record.text)
         if self._is_live:
@@ -75,8 +77,8 @@ class StandingWatcher:
             table.add_row(Text(safe(name)), str(runs), "" if loss is None else f"{loss:.4f}")
         cell = Text(f"{safe(self._title)}  {self._share:4.0%}  {self._loss}")
         bar = ProgressBar(total=self._total, completed=self._done, width=40)
-        whole = Text(f"{self._done} of {self._total} cells  ETA {clock(self._left)}", "dim")
-        return Group(table, cell, bar, whole)
+        whole = Text(f"{self._done} of {self._total} done  ETA {clock(self._left)}", "dim")
+        return Group(*([table] if self._standing else []), cell, bar, whole)
 
 
 def plan_table(plan: Mapping[str, Any]) -> Table:

@@ -67,11 +67,28 @@ def _manifest(work: Work, settings: BenchSettings) -> dict[str, Any]:
     corpus, whole = work.corpus, work.matrix.settings(work.matrix.ordered()[0])
     given = {"--tier": settings.tier, "--seeds": settings.seeds, "--data": settings.data}
     given["--arms"] = ",".join(settings.arms) or None
-    words = ["eff", "bench", settings.suite]
+    known = machine(settings.suite, given)
+    measured_at = known.pop("measured_at")
+    device = Device(whole.device)
+    return {
+        **known,
+        "precision": str(device.dtype).removeprefix("torch."),
+        "corpus": {
+            "name": corpus.folder.name,
+            "hash": corpus.hash,
+            "tokenizer": corpus.identity()["tokenizer"],
+            "train_tokens": corpus.train.tokens,
+        },
+        "measured_at": measured_at,
+    }
+
+
+def machine(suite: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The command line of a suite with the flags that were given, and where it ran."""
+    words = ["eff", "bench", suite]
     for flag, value in given.items():
         words += [] if value is None else [flag, str(value)]
     known = environment()
-    device = Device(whole.device)
     return {
         "line": shlex.join(words),
         "eff": known["eff"],
@@ -82,13 +99,6 @@ def _manifest(work: Work, settings: BenchSettings) -> dict[str, Any]:
         "system": known["system"],
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
-        "precision": str(device.dtype).removeprefix("torch."),
-        "corpus": {
-            "name": corpus.folder.name,
-            "hash": corpus.hash,
-            "tokenizer": corpus.identity()["tokenizer"],
-            "train_tokens": corpus.train.tokens,
-        },
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -13,7 +13,7 @@ from effcli.engine.data.corpus import Corpus, locate
 from effcli.engine.runs.rundir import root
 from effcli.errors import InputError
 from effcli.settings.bench import BenchSettings
-from effcli.settings.suite import read_suite
+from effcli.settings.suite import Suite, read_suite
 
 FOLDER, DATABASE = "bench", "results.sqlite"
 
@@ -29,6 +29,7 @@ class Work:
     def __init__(self, settings: BenchSettings, store: Store) -> None:
         self.corpus = Corpus.open(locate(settings.data))
         suite = read_suite(settings.suite)
+        assert isinstance(suite, Suite)  # another kind has work of its own
         folder = str(self.corpus.folder.resolve())
         self.matrix = Matrix(suite, settings.tier, folder, self.corpus.hash)
         self.matrix.only(settings.arms)

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from effcli import __version__
 from effcli.engine.device import Device
@@ -39,15 +40,21 @@ def peak_flops(device: Device, *, keep: bool = True) -> float:
     return measured
 
 
-def _measure(device: Device) -> float:
+def large_product(device: Device) -> tuple[Tensor, Tensor, float]:
+    """The two sides of a product that takes this device to its limit, and its FLOPs."""
     m, k, n = (8192, 8192, 8192) if device.kind == "cuda" else (2048, 768, 3072)
     # Not random: measuring must leave no trace in a run's random numbers.
     a = torch.linspace(-1, 1, m * k, device=device.torch).view(m, k).to(device.dtype)
     b = torch.linspace(-1, 1, n * k, device=device.torch).view(n, k).to(device.dtype)
+    return a, b.T, 2 * m * k * n
+
+
+def _measure(device: Device) -> float:
+    a, b, flops = large_product(device)
     best, end = 0.0, time.perf_counter() + _SECONDS
     while time.perf_counter() < end:
         started = time.perf_counter()
-        a @ b.T
+        a @ b
         device.synchronize()
-        best = max(best, 2 * m * k * n / (time.perf_counter() - started))
+        best = max(best, flops / (time.perf_counter() - started))
     return best

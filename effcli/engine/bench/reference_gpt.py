@@ -1,7 +1,7 @@
 """The peer that speed is measured against: a GPT-2 in plain PyTorch, as one writes it first.
 
 Float32, eager, fused attention, whole logits, AdamW: what a well-known minimal training
-script does on a CPU. Nothing here is used by `eff`.
+script does on a CPU. No run is made of this.
 """
 
 import math
@@ -25,7 +25,8 @@ class _Block(nn.Module):
         q, k, v = (p.view(batch, time, self.heads, -1).transpose(1, 2) for p in parts)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, time, width))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        out: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return out
 
 
 class ReferenceGPT(nn.Module):
@@ -34,12 +35,13 @@ class ReferenceGPT(nn.Module):
     def __init__(self, vocab: int, context: int, layers: int, width: int, heads: int) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocab, width), nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+        blocks = [_Block(width, heads) for _ in range(layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
-        for block in self.blocks:
+        for block in blocks:
             for last in (block.out, block.down):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * layers))
 
