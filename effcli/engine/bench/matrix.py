@@ -19,7 +19,10 @@ from effcli.settings.train import BUDGETS, TrainSettings
 _WITHOUT_EFFECT = ("data", "save_every", "save_at", "keep", "price_per_hour", "track", "page")
 #: Of a checkout, what a run's figures can depend on: not who compares, looks or draws.
 _SOURCE = ("engine", "methods", "settings", "catalog.py", "registry.py")
-_NOT_SOURCE = ("bench", "checkup", "templates", "suites", "page.py", "plots.py", "compare.py")
+_NOT_SOURCE = (
+    *("bench", "checkup", "templates", "suites", "page.py", "plots.py", "compare.py"),
+    *("bench.py", "bench_speed.py", "suite.py", "speed.py", "doctor.py", "trackers.py"),
+)
 
 Layer = tuple[str, Mapping[str, Any]]
 
