@@ -39,6 +39,10 @@ class ResourceError(EffError):
     exit_code = 3
 
 
+class OutOfMemory(ResourceError):
+    """A run is too large for this machine; another one need not be."""
+
+
 class CheckError(EffError):
     """Something that was asked to be checked does not hold."""
 

@@ -7,7 +7,7 @@ from effcli.engine.device import Device
 from effcli.engine.records import Diverged
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.report import Report
-from effcli.errors import DivergedError, EffError, ResourceError, Stopped
+from effcli.errors import DivergedError, EffError, OutOfMemory, ResourceError, Stopped
 
 
 def resuming(command: str, folder: Path) -> str:
@@ -36,7 +36,7 @@ def diverged(record: Diverged, rate: float, checkpoints: Path, report: Report) -
     )
 
 
-def out_of_memory(command: str, folder: Path, micro: int, device: Device) -> ResourceError:
+def out_of_memory(command: str, folder: Path, micro: int, device: Device) -> OutOfMemory:
     """The smallest change that fits."""
     gigabytes = device.peak_memory_bytes() / 1e9
     message = f"out of memory with {micro} sequences at once (peak {gigabytes:.1f} GB)"
@@ -44,4 +44,4 @@ def out_of_memory(command: str, folder: Path, micro: int, device: Device) -> Res
     if micro > 1:
         again = f"{resuming(command, folder)} --set batch.micro={micro // 2}"
         hint = f"the same result in less memory: {again}"
-    return ResourceError(message, hint)
+    return OutOfMemory(message, hint)

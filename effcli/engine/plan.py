@@ -8,6 +8,7 @@ from effcli.engine.device import LONGEST_BY_PRODUCTS, Device
 from effcli.engine.loop import Parts
 from effcli.engine.measure.meter import Budget
 from effcli.engine.objectives.cross_entropy import CHUNK_LOGITS
+from effcli.engine.runs.trained import training_bytes
 from effcli.settings.model import GPTSettings
 from effcli.settings.train import TrainSettings
 
@@ -83,7 +84,7 @@ def _memory(settings: TrainSettings, parts: Parts) -> int:
     """Weights, gradients and moments in float32, and the activations of one forward pass."""
     model, device, shape = parts.model, parts.device, settings.model
     item = device.dtype.itemsize
-    held = model.parameter_count() * (16 + item) + PROCESS
+    held = training_bytes(model) + model.parameter_count() * item + PROCESS
     tokens = parts.micro * model.context
     logits = max(CHUNK_LOGITS, 256 * len(model.head)) * 12
     if not isinstance(shape, GPTSettings):

@@ -4,7 +4,7 @@ import math
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -190,7 +190,8 @@ class Session:
             report.write()
             if state == "complete" and self.settings.page:
                 write_page(self.run.folder, report)
-        self.parts.device.processes.wait()
+        with suppress(ProcessLost):  # one that is gone by now has all that it wanted
+            self.parts.device.processes.wait()
         return report_of(self.run.folder)
 
     def _unique_tokens(self) -> int:

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from effcli.engine.bench.export import write_csv
 from effcli.engine.bench.matrix import Cell
 from effcli.engine.bench.outcome import outcome
 from effcli.engine.bench.store import MOST_ATTEMPTS, Store
-from effcli.engine.bench.work import DATABASE, Work, home
+from effcli.engine.bench.work import DATABASE, Work, home, key_of
+from effcli.engine.data.corpus import Corpus, locate
 from effcli.engine.records import CellBegun, CellDone, Notice, Stop, Watch, never, unwatched
 from effcli.engine.runs.lock import Busy, locked
 from effcli.engine.runs.rundir import CHECKPOINTS, CONFIG
-from effcli.errors import DivergedError, InputError, ResourceError, Stopped
+from effcli.errors import DivergedError, InputError, OutOfMemory, ResourceError, Stopped
 from effcli.methods import bench_speed
 from effcli.settings.bench import BenchSettings
 from effcli.settings.speed import SpeedSuite
 from effcli.settings.suite import read_suite
 
+LOCKS = "locks"
 POLL = 1.0  # seconds between looks at what another process is doing
 
 
@@ -41,13 +44,18 @@ def run(settings: BenchSettings, watch: Watch = unwatched, stop: Stop = never) -
             _reported(work, settings)
             hint = "the same command goes on; what is done is in the report"
             raise Stopped(error.signal_number, "finished cells are kept", hint) from None
+        except ResourceError:
+            with suppress(ResourceError, OSError):
+                _reported(work, settings)
+            raise
         return _reported(work, settings)
     finally:
         store.close()
 
 
 def _known(settings: BenchSettings, store: Store) -> dict[str, Any]:
-    plan = store.plan(settings.suite, settings.tier, settings.data)
+    corpus = None if settings.data is None else Corpus.open(locate(settings.data)).hash
+    plan = store.plan(*key_of(settings.suite, settings.tier), corpus)
     if plan is None:
         message = f"nothing is known of {settings.suite} at tier {settings.tier} in {home()}"
         raise InputError(message, f"run `eff bench {settings.suite} --tier {settings.tier}`")
@@ -63,17 +71,24 @@ def _known(settings: BenchSettings, store: Store) -> dict[str, Any]:
 
 
 def _reported(work: Work, settings: BenchSettings) -> dict[str, Any]:
-    plan = plan_of(work, settings)
-    work.store.remember(settings.suite, settings.tier, settings.data or "", plan)
+    plan = _remembered(work, settings)
     document = document_of(plan, work.store)
     folder = settings.out or home() / f"{plan['suite']}-{settings.tier}"
     write_document(document, folder)
     return {**document, "page": str(folder / PAGE)}
 
 
+def _remembered(work: Work, settings: BenchSettings) -> dict[str, Any]:
+    plan = plan_of(work, settings)
+    work.store.remember(*work.key, work.corpus.hash, plan)
+    return plan
+
+
 def plan_bench(settings: BenchSettings) -> dict[str, Any]:
     """What `--dry-run` shows: every cell with what it will cost."""
-    store = Store(home() / DATABASE)
+    if settings.action != "run":
+        raise InputError(f"--dry-run has no effect on `{settings.action}`, which runs nothing")
+    store = Store.glance(home() / DATABASE)
     try:
         suite = read_suite(settings.suite)
         if isinstance(suite, SpeedSuite):
@@ -104,17 +119,18 @@ class _Runner:
     def __init__(self, work: Work, settings: BenchSettings, watch: Watch, stop: Stop) -> None:
         self._work, self._settings, self._watch, self._stop = work, settings, watch, stop
         self._started = time.monotonic()
+        (home() / LOCKS).mkdir(parents=True, exist_ok=True)
 
     def run(self) -> None:
-        """Run cells until none is left, or no time for the next one."""
+        """Run cells until none is left, or no time for any of them."""
+        _remembered(self._work, self._settings)  # for whoever looks while it runs
         while True:
             is_anywhere = False
             for cell, chain in self._work.pending():
                 if (number := self._stop()) is not None:
                     raise Stopped(number, "between two cells")
-                if not self._has_time_for(cell):
-                    self._watch(Notice(f"no time is left for {cell.title}"))
-                    return
+                if not self._has_time_for(cell, chain):
+                    continue
                 try:
                     self._claim(cell, chain)
                     break
@@ -125,31 +141,38 @@ class _Runner:
                     return
                 time.sleep(POLL)
 
-    def _has_time_for(self, cell: Cell) -> bool:
+    def _has_time_for(self, cell: Cell, chain: list[Cell]) -> bool:
         limit = self._settings.max_minutes
         passed = time.monotonic() - self._started
-        return limit is None or passed + self._work.seconds(cell) <= 60 * limit
+        needed = self._work.seconds(cell, self._taken_over(cell, chain))
+        return limit is None or passed + needed <= 60 * limit
+
+    def _taken_over(self, cell: Cell, chain: list[Cell]) -> int:
+        """Steps that a cell goes on from, of the one before it."""
+        at = chain.index(cell)
+        return self._work.common(chain[at - 1], cell) if at else 0
 
     def _claim(self, cell: Cell, chain: list[Cell]) -> None:
-        with locked(home() / f".{cell.id}.lock", f"cell {cell.id}"):
+        with locked(home() / LOCKS / cell.id, f"cell {cell.id}"):
             if self._work.store.finished(cell.id) is None:
                 self._watch(CellBegun(cell.title, *self._work.progress()))
                 status, loss = self._finish(cell, chain)
+                if cell.is_trial and self._work.chosen(cell.arm) is not None:
+                    _remembered(self._work, self._settings)  # the arm's runs have names now
                 told = (*self._work.progress(), self._work.standing())
                 self._watch(CellDone(cell.title, status, loss, *told))
 
     def _finish(self, cell: Cell, chain: list[Cell]) -> tuple[str, float | None]:
         """Run a cell and keep what it came to, or why it came to nothing."""
         store, folder = self._work.store, home() / cell.id
-        began = time.monotonic()
+        status = "complete"
         try:
-            shared = self._train(cell, chain, folder)
-            status = "complete"
+            self._train(cell, chain, folder)
         except DivergedError:
-            shared, status = 0, "diverged"
-        except (Stopped, ResourceError):  # nothing that the cell is to blame for
-            raise
+            status = "diverged"
         except Exception as error:
+            if not _is_its_own(error):
+                raise
             attempts = store.fail(cell.id, cell.title, f"{type(error).__name__}: {error}")
             again = "; once more" if attempts < MOST_ATTEMPTS else ""
             self._watch(Notice(f"{cell.title} failed{again}: {error}"))
@@ -157,28 +180,24 @@ class _Runner:
         result = outcome(folder)
         if status == "diverged":
             result["loss"] = result["bits_per_byte"] = None
-        flops = self._work.costs.flops(cell.settings, shared)
-        self._work.costs.learn(cell.arm, flops, time.monotonic() - began)
+        took = result["accounts"]["seconds"]["total"]  # with the trunk, as are the FLOPs
+        self._work.costs.learn(cell.arm, result["flops"], took)
         store.finish(cell.id, cell.title, status, dict(result))
         self._tidy(cell, chain)
         return status, result["loss"]
 
-    def _train(self, cell: Cell, chain: list[Cell], folder: Path) -> int:
-        """Run a cell, from where the one before it in its chain leaves it; returns where."""
+    def _train(self, cell: Cell, chain: list[Cell], folder: Path) -> None:
+        """Run a cell, from where the one before it in its chain leaves it."""
         at = chain.index(cell)
         marks = [self._work.common(cell, later) for later in chain[at + 1 : at + 2]]
         places = {"out": folder, "resume": True, "save_at": tuple(k for k in marks if k)}
         settings = cell.settings.model_copy(update=places)
-        shared = self._work.common(chain[at - 1], cell) if at else 0
+        shared = self._taken_over(cell, chain)
         if not (folder / CONFIG).exists() and shared:
-            source = home() / chain[at - 1].id
-            try:
-                branch(source, shared, cell.command, settings)
-            except InputError:  # its checkpoint is gone: nothing but time is lost
-                shared = 0
+            with suppress(InputError):  # its checkpoint is gone: nothing but time is lost
+                branch(home() / chain[at - 1].id, shared, cell.command, settings)
         method = import_module(f"effcli.methods.{cell.command}")
         method.run(settings, self._watch, self._stop)
-        return shared
 
     def _tidy(self, cell: Cell, chain: list[Cell]) -> None:
         """Only the weights of an arm's largest run stay, and what the next run goes on from."""
@@ -186,3 +205,10 @@ class _Runner:
             shutil.rmtree(home() / cell.id / CHECKPOINTS, ignore_errors=True)
         elif at := chain.index(cell):
             shutil.rmtree(home() / chain[at - 1].id / CHECKPOINTS, ignore_errors=True)
+
+
+def _is_its_own(error: Exception) -> bool:
+    """Whether a cell failed, rather than what all cells need."""
+    if isinstance(error, OutOfMemory):
+        return True
+    return not isinstance(error, Stopped | ResourceError | OSError | MemoryError)

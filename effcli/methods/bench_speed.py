@@ -7,7 +7,7 @@ from typing import Any
 from effcli.engine.bench.rates import write_rates
 from effcli.engine.bench.speed import Part, Speed, document_of
 from effcli.engine.bench.store import MOST_ATTEMPTS, Store
-from effcli.engine.bench.work import home
+from effcli.engine.bench.work import home, key_of
 from effcli.engine.records import CellBegun, CellDone, Notice, Stop, Watch
 from effcli.engine.runs.lock import locked
 from effcli.errors import InputError, ResourceError, Stopped
@@ -62,7 +62,7 @@ def plan_speed(suite: SpeedSuite, settings: BenchSettings, store: Store) -> dict
 
 def _reported(speed: Speed, settings: BenchSettings, store: Store) -> dict[str, Any]:
     plan = speed.plan()
-    store.remember(settings.suite, settings.tier, "", plan)
+    store.remember(*key_of(settings.suite, settings.tier), "", plan)
     document = document_of(plan, store)
     folder = settings.out or home() / f"{plan['suite']}-{settings.tier}"
     return {**document, "page": str(write_rates(document, folder))}

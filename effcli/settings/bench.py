@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from effcli.settings.base import Count, Flag, Settings
+from effcli.settings.base import Flag, Settings
 from effcli.settings.corpora import prepared
-from effcli.settings.suite import shipped
+from effcli.settings.suite import Seeds, shipped
 
 
 def _split(names: Any) -> Any:
@@ -32,7 +32,7 @@ class BenchSettings(Settings):
     """How large the runs are."""
     data: Annotated[str | None, Flag(panel="Suite", metavar="CORPUS", choices=prepared)] = None
     """Prepared corpus, by name or folder; by default the one prepared last."""
-    seeds: Annotated[Count | None, Flag(panel="Suite", metavar="N")] = None
+    seeds: Annotated[Seeds | None, Flag(panel="Suite", metavar="N")] = None
     """Seeds of every arm instead of the tier's number; fewer than 5 are a screen."""
     arms: Annotated[
         tuple[str, ...], BeforeValidator(_split), Flag(panel="Suite", metavar="NAMES")

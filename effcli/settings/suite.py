@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from effcli.catalog import METHODS
 from effcli.errors import InputError
@@ -16,7 +16,18 @@ from effcli.settings.speed import SpeedSuite
 
 SUFFIX = ".toml"
 
+
+def _unique(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    if values is not None and len(set(values)) < len(values):
+        raise ValueError("one of them stands there twice")
+    return values
+
+
 Share = Annotated[float, Field(gt=0, le=64)]
+Shares = Annotated[tuple[Share, ...], Field(min_length=1), AfterValidator(_unique)]
+Names = Annotated[tuple[str, ...], AfterValidator(_unique)]
+MOST_SEEDS = 40  # whose signs can be flipped in all ways
+Seeds = Annotated[Count, Field(le=MOST_SEEDS)]
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 
 
@@ -47,7 +58,7 @@ class Arm(Settings):
     """The training command that it runs."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """On top of the suite's and the tier's."""
-    shares: tuple[Share, ...] | None = None
+    shares: Shares | None = None
     """Its budgets, as shares of the tier's; by default the tier's."""
     is_tuned: bool = True
     """Whether it gets the tier's trials; a published recipe is taken as it is."""
@@ -59,9 +70,9 @@ class Tier(Settings):
 
     settings: dict[str, Any] = Field(default_factory=dict)
     """On top of the suite's."""
-    shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.5, 0.7, 1.0)
+    shares: Shares = (0.5, 0.7, 1.0)
     """Budgets of complete runs, as shares of the one in the settings."""
-    seeds: Count = 5
+    seeds: Seeds = 5
     trials: Annotated[int, Field(ge=0, le=64)] = 8
     """Short runs of every arm that is tuned."""
 
@@ -72,7 +83,7 @@ class Suite(Settings):
     kind: Literal["loss"] = "loss"
     title: str
     about: str = ""
-    references: Annotated[tuple[str, ...], Field(min_length=1)]
+    references: Annotated[Names, Field(min_length=1)]
     """Arms that all others are compared with."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Relative difference of costs that is no difference."""
@@ -81,7 +92,7 @@ class Suite(Settings):
     first_seed: Seed = 0
     tuning_seed: Seed = 2**32
     """The trials' seed, which no run that is compared may have."""
-    include: tuple[str, ...] = ()
+    include: Names = ()
     """Shipped suites whose arms are taken over; an arm of the same name here replaces theirs."""
     tiers: Annotated[dict[str, Tier], Field(min_length=1)]
     arms: dict[str, Arm] = Field(default_factory=dict)
@@ -89,12 +100,14 @@ class Suite(Settings):
     @model_validator(mode="before")
     @classmethod
     def _includes(cls, tree: dict[str, Any]) -> dict[str, Any]:
-        arms: dict[str, Any] = {}
-        for name in tree.get("include", ()):
+        names, own, arms = tree.get("include"), tree.get("arms", {}), dict[str, Any]()
+        if not isinstance(names, list) or not isinstance(own, dict):
+            return tree  # whose fields say what is wrong with it
+        for name in names:
             if name not in shipped():
                 raise ValueError(f"there is no shipped suite {name!r} to include")
             arms |= read_suite(name).arms
-        return {**tree, "arms": {**arms, **tree.get("arms", {})}} if arms else tree
+        return {**tree, "arms": {**arms, **own}}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

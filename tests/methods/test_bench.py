@@ -1,5 +1,6 @@
 """`eff bench`, whole: pairs, trunks, kills, several processes, what is refused."""
 
+import errno
 import json
 import os
 import re
@@ -36,6 +37,7 @@ references = ["plain"]
 "model.width" = 32
 "model.heads" = 2
 "model.context" = 32
+"model.pair_rows" = 64
 "batch.sequences" = 4
 "evaluation.tokens" = 640
 "evaluation.floors" = false
@@ -257,6 +259,34 @@ def test_a_failed_cell_is_tried_once_more_and_then_reported(
     assert all(len(row["values"]) == 1 for row in document["multipliers"])
 
 
+def test_what_the_machine_lacks_is_no_fault_of_a_cell(
+    suite: Path, corpus_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = baseline.run
+
+    def full(settings: Any, watch: Any, stop: Any) -> Any:
+        raise OSError(errno.ENOSPC, "no space left", "somewhere")
+
+    monkeypatch.setattr(baseline, "run", full)
+    with pytest.raises(OSError, match="no space"):
+        bench.run(_settings(suite, corpus_folder))
+    monkeypatch.setattr(baseline, "run", original)
+    assert bench.run(_settings(suite, corpus_folder))["status"] == "complete"
+
+
+def test_what_is_known_can_be_shown_while_it_runs(suite: Path, corpus_folder: Path) -> None:
+    shown: list[dict[str, Any]] = []
+
+    def watch(record: Record) -> None:
+        if isinstance(record, CellDone) and record.done == 6:
+            for words in (("show", str(suite)), ("show", f"./{suite.name}")):
+                shown.append(bench.run(_settings(suite, corpus_folder, words=words)))
+
+    bench.run(_settings(suite, corpus_folder), watch)
+    assert [document["status"] for document in shown] == ["partial", "partial"]
+    assert any(cell["status"] == "complete" for cell in shown[0]["cells"])
+
+
 def test_a_diverged_cell_has_costs_and_no_loss(suite: Path, corpus_folder: Path) -> None:
     wild = "\n[arms.wild]\nis_tuned = false\nsettings = { optim.lr = 1e30, optim.clip = 0.0 }\n"
     suite.write_text(SUITE + wild)
@@ -277,10 +307,10 @@ def test_no_cell_begins_that_would_end_too_late(suite: Path, corpus_folder: Path
     ("change", "message"),
     [
         (('references = ["plain"]', 'references = ["plan"]'), "line 3: .*no arm called 'plan'"),
-        (("[arms.adamw]", "[arms.adamw]\nsettngs = {}"), "line 27: .*settngs: there is no such"),
+        (("[arms.adamw]", "[arms.adamw]\nsettngs = {}"), "line 28: .*settngs: there is no such"),
         (("optim.lr = 3e-3", "optim.rl = 3e-3"), "arm adamw: there is no setting.*optim.rl"),
         (("optim.lr = 3e-3", "optim.lr = -1"), "arm adamw: optim.lr: should be greater"),
-        (("seeds = 2", "seeds = 0"), "line 19: tiers.smoke.seeds: .*greater"),
+        (("seeds = 2", "seeds = 0"), "line 20: tiers.smoke.seeds: .*greater"),
         (("steps = 20", "minutes = 1"), "minutes are no budget"),
         (("[tiers.smoke]", "[tiers.large]"), "no tier called 'large'"),
         (("[arms.plain]", '[arms.plain]\ncommand = "bake"'), "unknown command 'bake'"),
@@ -290,6 +320,18 @@ def test_no_cell_begins_that_would_end_too_late(suite: Path, corpus_folder: Path
         (
             ("[arms.plain]", '[arms.plain]\nis_tuned = false\nknob = {name="a",low=0,high=1}'),
             "knob of arm 'plain' has no effect",
+        ),
+        (("steps = 20", 'steps = 20\ndata = "other"'), "suite: data is decided by the suite"),
+        (("optim.lr = 3e-3", "optim.lr = 3e-3, tune = 4"), "arm adamw: tune is decided by"),
+        (("shares = [0.5, 1.0]", "shares = [0.5, 0.5]"), "line 22: .*stands there twice"),
+        (("shares = [0.5, 1.0]", "shares = []"), "line 22: tiers.smoke.shares"),
+        (("seeds = 2", "seeds = 41"), "less than or equal to 40"),
+        (("references", "include = 5\nreferences"), "line 3: include: .*valid"),
+        (("references", 'include = ["none"]\nreferences'), "no shipped suite 'none'"),
+        (("[arms.plain]", '[arms.plain]\nknob = {name="steps",low=1,high=9}'), "steps is no knob"),
+        (
+            ("[arms.plain]", '[arms.plain]\nknob = {name="model.context",low=16,high=64}'),
+            "a trial of plain.*no pairs",
         ),
     ],
 )

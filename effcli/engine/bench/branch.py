@@ -20,13 +20,14 @@ from effcli.registry import resolve_place
 from effcli.settings.layers import read_toml, storable
 from effcli.settings.train import BUDGETS, TrainSettings
 
+WORTH = 0.02  # of the shorter run
 _FREE = {*BUDGETS, "out", "resume", "save_every", "save_at", "keep"}
 
 
 def shared_steps(shorter: TrainSettings, longer: TrainSettings, tokens: int, flops: float) -> int:
-    """How many steps from the beginning are the same in both; 0 unless only the budget differs.
+    """How many steps from the beginning are the same in both, where that is worth a copy.
 
-    A step costs so many tokens and FLOPs.
+    It is 0 unless the runs differ in their budget alone. A step costs so many tokens and FLOPs.
     """
     if shorter.model_dump(exclude=_FREE) != longer.model_dump(exclude=_FREE):
         return 0
@@ -37,7 +38,7 @@ def shared_steps(shorter: TrainSettings, longer: TrainSettings, tokens: int, flo
             break
         meter.steps, meter.tokens = meter.steps + 1, meter.tokens + tokens
         meter.charge("train", flops)
-    return meter.steps
+    return meter.steps if first.progress(meter) >= WORTH else 0
 
 
 def branch(source: Path, step: int, command: str, settings: TrainSettings) -> None:

@@ -13,6 +13,7 @@ import torch
 from effcli.engine.bench.analysis import (
     COSTS,
     EQUAL,
+    Family,
     Table,
     differences,
     frontier,
@@ -57,6 +58,7 @@ def plan_of(work: Work, settings: BenchSettings) -> dict[str, Any]:
             "trials": matrix.tier.trials,
             "margin": matrix.suite.margin,
             "references": matrix.references,
+            "arms": len(matrix.suite.arms),
         },
         "arms": [_arm(matrix, name) for name in matrix.ordered()],
         "cells": [_cell(cell) for cell, _ in work.cells()],
@@ -127,14 +129,11 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 def document_of(plan: Mapping[str, Any], store: Store) -> dict[str, Any]:
     """What the finished cells of a plan prove."""
-    known = {cell["id"]: store.finished(cell["id"]) for cell in plan["cells"]}
+    known = {cell["id"]: store.known(cell["id"]) for cell in plan["cells"]}
     cells = [_told(cell, known[cell["id"]]) for cell in plan["cells"] if not cell["is_trial"]]
     _keep_longest_curves(cells)
-    table, margin = Table(cells), plan["protocol"]["margin"]
-    names, references = [arm["name"] for arm in plan["arms"]], plan["protocol"]["references"]
-    pairs = [
-        (r, [n for n in names if n not in references[: at + 1]]) for at, r in enumerate(references)
-    ]
+    table, names = Table(cells), [arm["name"] for arm in plan["arms"]]
+    families = _families(plan, names)
     return {
         "schema": 1,
         "command": "bench",
@@ -145,21 +144,27 @@ def document_of(plan: Mapping[str, Any], store: Store) -> dict[str, Any]:
         "arms": [_with_tuning(arm, plan["cells"], known, table) for arm in plan["arms"]],
         "cells": cells,
         "multipliers": [
-            row
-            for r, arms in pairs
-            for cost in COSTS
-            for row in multipliers(table, arms, r, cost, margin)
+            row for one in families for cost in COSTS for row in multipliers(table, one, cost)
         ],
         "differences": [
-            row
-            for r, arms in pairs
-            for at in EQUAL
-            for row in differences(table, arms, r, at, margin)
+            row for one in families for at in EQUAL for row in differences(table, one, at)
         ],
         "laws": laws(table, names),
         "frontier": frontier(table),
         "notes": _notes(plan, cells),
     }
+
+
+def _families(plan: Mapping[str, Any], names: list[str]) -> list[Family]:
+    """Each reference, with the arms and the later references that are compared with it."""
+    protocol = plan["protocol"]
+    references, total = protocol["references"], protocol.get("arms", len(names))
+    families = []
+    for at, reference in enumerate(references):
+        arms = [name for name in names if name not in references[: at + 1]]
+        size = max(len(arms), total - 1 - at)
+        families.append(Family(reference, arms, protocol["seeds"], size, protocol["margin"]))
+    return families
 
 
 def _told(cell: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -220,6 +225,11 @@ def _notes(plan: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[str]:
     sources = {cell["energy_source"] for cell in cells if cell["energy_source"]}
     if sources and not all(source.startswith("measured") for source in sources):
         notes.append(f"Joules are {', '.join(sorted(sources))}: they follow the seconds.")
+    for status in ("diverged", "failed"):
+        if bad := sorted({cell["arm"] for cell in cells if cell["status"] == status}):
+            notes.append(
+                f"Runs of {', '.join(bad)} {status}: what is left of an arm proves no gain."
+            )
     if missing := sum(cell["status"] == "missing" for cell in cells):
         notes.append(f"{missing} of {len(cells)} runs are not done yet.")
     return notes

@@ -8,17 +8,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from effcli import __version__
 from effcli.catalog import METHODS
+from effcli.engine.device import Device
 from effcli.engine.trials import HORIZON, Range, budget_of, candidates, usual_ranges
 from effcli.errors import InputError
 from effcli.settings.layers import stack, storable
 from effcli.settings.suite import Suite
 from effcli.settings.train import BUDGETS, TrainSettings
 
+#: What a suite decides for all arms alike, so that no arm has a say in it.
+_RESERVED = ("data", "seed", "out", "resume", "save_at", "tune")
 _WITHOUT_EFFECT = ("data", "save_every", "save_at", "keep", "price_per_hour", "track", "page")
 #: Of a checkout, what a run's figures can depend on: not who compares, looks or draws.
-_SOURCE = ("engine", "methods", "settings", "catalog.py", "registry.py")
+_SOURCE = (
+    *("engine", "methods", "settings", "catalog.py", "registry.py"),
+    *("engine/bench/branch.py", "engine/bench/outcome.py"),
+)
 _NOT_SOURCE = (
     *("bench", "checkup", "templates", "suites", "page.py", "plots.py", "compare.py"),
     *("bench.py", "bench_speed.py", "suite.py", "speed.py", "doctor.py", "trackers.py"),
@@ -56,7 +64,8 @@ def source_hash() -> str:
         place = root / name
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             inside = path.relative_to(root)
-            if path.suffix in (".py", ".toml") and not set(inside.parts) & set(_NOT_SOURCE):
+            is_other = path != place and set(inside.parts) & set(_NOT_SOURCE)
+            if path.suffix in (".py", ".toml") and not is_other:
                 digest.update(f"{inside.as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -101,6 +110,8 @@ class Matrix:
             return []
         ranges = usual_ranges(self.settings(name))
         if (knob := arm.knob) is not None:
+            if knob.name.partition(".")[0] in (*_RESERVED, *BUDGETS):
+                raise InputError(f"arm {name}: {knob.name} is no knob, it is the same for all arms")
             ranges.append(Range(knob.name, knob.low, knob.high, knob.scale == "log"))
         return candidates(ranges, trials, self.suite.tuning_seed)
 
@@ -131,6 +142,10 @@ class Matrix:
             (f"tier {self.tier_name}", tier.settings),
             (f"arm {name}", arm.settings),
         ]
+        for origin, values in above[1:]:
+            if taken := sorted(set(_RESERVED) & set(values)):
+                message = f"{origin}: {taken[0]} is decided by the suite, not by its settings"
+                raise InputError(message, "leave it out; --data names the corpus")
         cls: type[TrainSettings] = METHODS.load(arm.command)
         try:
             settings = stack(cls, [*above, *layers]).settings
@@ -151,7 +166,9 @@ class Matrix:
         tree = storable(settings)
         for name in _WITHOUT_EFFECT:
             tree.pop(name, None)
-        facts = [command, tree, self._corpus_hash, source_hash()]
+        device = Device(settings.device)
+        where = [device.kind, str(device.dtype), torch.__version__]
+        facts = [command, tree, where, self._corpus_hash, source_hash()]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -164,13 +181,14 @@ def in_order(matrix: Matrix, seeds: range) -> Iterator[tuple[int, str]]:
 
 def require_pairs(matrix: Matrix) -> None:
     """Arms whose windows of text differ cannot be paired."""
-    contexts: dict[tuple[int, int], str] = {}
+    seen: dict[tuple[int, int], str] = {}
     for name in matrix.ordered():
-        settings = matrix.settings(name)
-        contexts.setdefault((settings.model.context, settings.evaluation.tokens), name)
-    if len(contexts) > 1:
-        (_, first), (_, second), *_ = contexts.items()
+        for cell in (*matrix.trials(name), *matrix.runs(name, matrix.suite.first_seed)):
+            settings = cell.settings
+            seen.setdefault((settings.model.context, settings.evaluation.tokens), cell.title)
+    if len(seen) > 1:
+        first, second, *_ = seen.values()
         raise InputError(
-            f"arms {first} and {second} read windows of other lengths, so they are no pairs",
+            f"{first} and {second} read windows of other lengths, so they are no pairs",
             "give them the same model.context and evaluation.tokens",
         )

@@ -83,9 +83,8 @@ def headline(document: Document) -> str:
 
 
 def is_gain(row: Row) -> bool:
-    """Whether a multiplier shows that less was spent: by a verdict, or by a bound above 1."""
-    word = verdict(row)
-    return word == "better" or (word == "beyond" and row["bound"] == ">" and row["mean"] >= 1)
+    """Whether a multiplier proves that less was spent."""
+    return verdict(row) == "better"
 
 
 def _subject(document: Document) -> Row | None:

@@ -146,7 +146,7 @@ class Speed:
 
 def document_of(plan: Mapping[str, Any], store: Store) -> dict[str, Any]:
     """What is known of the parts of a plan."""
-    known = {part["title"]: store.finished(part["id"]) for part in plan["parts"]}
+    known = {part["title"]: store.known(part["id"]) for part in plan["parts"]}
     done = {title: result for title, result in known.items() if _is_done(result)}
     failed = [
         {"part": title, "error": result["error"]}

@@ -49,13 +49,17 @@ class Verdict:
     p_equivalence: float
 
 
-def verdicts(table: Mapping[str, Values], margin: float, level: float = 0.95) -> dict[str, Verdict]:
+def verdicts(
+    table: Mapping[str, Values], margin: float, level: float = 0.95, family: int = 0
+) -> dict[str, Verdict]:
     """A verdict for each arm of a suite, from its per-seed gains over the one reference.
 
     "equivalent": the TOST after Holm is below 1 - level. It comes first: a difference that
     is real and within the margin does not matter. "better" and "worse": the t-test after
     Holm is below 1 - level, the sign-flip test agrees, and the interval excludes zero.
     Everything else is "inconclusive", and so is every screen.
+
+    `family` is how many arms the whole suite has, if not all of them are in the table.
 
     Without any effect, better and worse together appear in at most 1 - level of the suites.
     A gain of three standard deviations of the seeds is found "better" at five seeds in 99 %
@@ -67,9 +71,10 @@ def verdicts(table: Mapping[str, Values], margin: float, level: float = 0.95) ->
     """
     gains = {arm: _finite(values) for arm, values in table.items()}
     judged = [arm for arm in gains if len(gains[arm]) >= FEWEST]
-    differs = holm([_two_sided(gains[arm]) for arm in judged])
-    matches = holm([equivalence(gains[arm], margin) for arm in judged])
-    adjusted = dict(zip(judged, zip(differs, matches, strict=True), strict=True))
+    others = [1.0] * (family - len(judged))
+    differs = holm([*(_two_sided(gains[arm]) for arm in judged), *others])
+    matches = holm([*(equivalence(gains[arm], margin) for arm in judged), *others])
+    adjusted = dict(zip(judged, zip(differs, matches, strict=True), strict=False))
     return {arm: _verdict(gains[arm], adjusted.get(arm, (1.0, 1.0)), level) for arm in gains}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,10 +11,10 @@ from typing import Any
 
 from effcli.errors import InputError, ResourceError
 
-MOST_ATTEMPTS = 2
+MOST_ATTEMPTS = 2  # of one process; the next one tries again what failed here
 _SCHEMA = """
 create table if not exists cells (
-    id text primary key, title text not null, attempts integer not null default 0,
+    id text primary key, title text not null,
     status text not null default 'begun', error text, result text, changed_at text not null
 );
 create table if not exists plans (
@@ -29,24 +30,37 @@ class Store:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        self._failures: Counter[str] = Counter()
         try:
             self._database = sqlite3.connect(path, timeout=60, isolation_level=None)
             self._database.executescript(_SCHEMA)
         except sqlite3.Error as error:
             self._fail(error)
 
+    @classmethod
+    def glance(cls, path: Path) -> "Store":
+        """The file if there is one; else an empty one that leaves no trace."""
+        return cls(path if path.exists() else Path(":memory:"))
+
     def close(self) -> None:
         """Let go of the file."""
         self._database.close()
 
     def finished(self, cell: str) -> dict[str, Any] | None:
-        """The result of a cell; one that failed too often is finished, too."""
-        for status, error, result, attempts in self._ask(
-            "select status, error, result, attempts from cells where id = ?", cell
+        """The result of a cell; of one that failed too often in this process, why."""
+        result = self.known(cell)
+        if result and result["status"] == "failed" and self._failures[cell] < MOST_ATTEMPTS:
+            return None
+        return result
+
+    def known(self, cell: str) -> dict[str, Any] | None:
+        """What is known of a cell: its result, or why it failed."""
+        for status, error, result in self._ask(
+            "select status, error, result from cells where id = ?", cell
         ):
             if status in ("complete", "diverged"):
                 return {"status": status, "error": error, **json.loads(result)}
-            if status == "failed" and attempts >= MOST_ATTEMPTS:
+            if status == "failed":
                 return {"status": status, "error": error}
         return None
 
@@ -62,15 +76,13 @@ class Store:
             self._ask(change, status, error, text, _now(), cell)
 
     def fail(self, cell: str, title: str, error: str) -> int:
-        """Keep why a cell failed; returns how often it has by now."""
+        """Keep why a cell failed; returns how often it has, in this process."""
+        self._failures[cell] += 1
         with self._changing():
             self._begin(cell, title)
-            change = (
-                "update cells set status = 'failed', error = ?, attempts = attempts + 1, "
-                "changed_at = ? where id = ? returning attempts"
-            )
-            ((attempts,),) = self._ask(change, error, _now(), cell)
-        return int(attempts)
+            change = "update cells set status = 'failed', error = ?, changed_at = ? where id = ?"
+            self._ask(change, error, _now(), cell)
+        return self._failures[cell]
 
     def _begin(self, cell: str, title: str) -> None:
         add = "insert or ignore into cells (id, title, changed_at) values (?, ?, ?)"

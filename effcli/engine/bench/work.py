@@ -23,12 +23,19 @@ def home() -> Path:
     return root() / FOLDER
 
 
+def key_of(suite: str, tier: str) -> tuple[str, str]:
+    """The name that a suite's plan is kept under: its own, or the full path of its file."""
+    path = Path(suite)
+    return str(path.resolve()) if path.is_file() else suite, tier
+
+
 class Work:
     """A suite, checked as a whole, and what is known of its cells."""
 
     def __init__(self, settings: BenchSettings, store: Store) -> None:
         self.corpus = Corpus.open(locate(settings.data))
         suite = read_suite(settings.suite)
+        self.key = key_of(settings.suite, settings.tier)
         assert isinstance(suite, Suite)  # another kind has work of its own
         folder = str(self.corpus.folder.resolve())
         self.matrix = Matrix(suite, settings.tier, folder, self.corpus.hash)

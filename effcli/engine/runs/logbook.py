@@ -14,6 +14,7 @@ class Logbook:
 
     def __init__(self, run: RunDir, meter: Meter, device: Device, watch: Watch) -> None:
         self._run, self._meter, self._device, self._watch = run, meter, device, watch
+        device.forget_peak()  # another run of this process may have taken more
         self._started = time.perf_counter()
         self._counter: EnergyCounter | None = None
         self.wall_before = 0.0

@@ -12,7 +12,7 @@ from effcli.engine.models.layers import Linear
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.rundir import CHECKPOINTS, CONFIG, TOKENIZER, RunDir
-from effcli.errors import InputError, ResourceError
+from effcli.errors import InputError, OutOfMemory
 from effcli.registry import resolve_place
 from effcli.settings.base import PartSettings
 from effcli.settings.layers import read_toml
@@ -34,18 +34,26 @@ def settle(model: LanguageModel) -> None:
     model.settled_head = model.head[: model.vocab_size].to(model.dtype)
 
 
+def training_bytes(model: LanguageModel) -> int:
+    """Weights in float32, their gradients and two moments; a table has one moment for each row."""
+    tables = [p for name, p in model.named_parameters() if model.role(name, p) == "table"]
+    looked_up = sum(table.numel() for table in tables)
+    rows = sum(len(table) for table in tables)
+    return 16 * (model.parameter_count() - looked_up) + 4 * (looked_up + rows)
+
+
 def require_memory(
     settings: PartSettings, vocab_size: int, device: Device, what: str = "training"
 ) -> None:
     """Refuse a model whose weights alone, and in training gradients and moments, do not fit."""
     with torch.device("meta"):
-        parameters = build_model(settings, vocab_size, 0).parameter_count()
-    needed = (16 if what == "training" else 4) * parameters
+        model = build_model(settings, vocab_size, 0)
+    needed = training_bytes(model) if what == "training" else 4 * model.parameter_count()
     there = device.available_bytes()
     if there is not None and needed > there:
         sizes = f"at least {size(needed)}, and {size(there)} are available"
         hint = "use a smaller preset, model.width or model.layers"
-        raise ResourceError(f"out of memory before it began: {what} this model takes {sizes}", hint)
+        raise OutOfMemory(f"out of memory before it began: {what} this model takes {sizes}", hint)
 
 
 def open_trained(
