@@ -12,7 +12,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-slow bench-recipes bench-speed bench-prepare results gpu-check reliability check format lint type package golden docs clean
+.PHONY: demo test test-slow bench-speed bench-prepare results gpu-check reliability check format lint type package golden docs clean
 
 # torch first and pinned: a range would take the newest build, with gigabytes of GPU libraries.
 # The stamp comes last, so that an installation that was cut off is done again.
@@ -32,11 +32,6 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
-
-# Both recipes, paired seeds, on the corpus that every machine has: about ten minutes.
-bench-recipes: $(READY)
-	$(BIN)/eff prepare python --offline
-	$(BIN)/python benchmarks/recipes.py
 
 # Take these alone: their ratios are steadier on a quiet machine. About half an hour. What is
 # stopped goes on; what is finished is not measured again before runs/bench is moved away.
