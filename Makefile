@@ -27,8 +27,9 @@ demo: $(READY)
 	$(BIN)/eff baseline --preset nano --data python-bpe4096 --out runs/demo --resume --offline
 	$(BIN)/eff generate runs/demo "def " --max-new-tokens 120 --offline
 
+# Two at a time: most of them use one core.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

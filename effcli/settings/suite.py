@@ -85,6 +85,8 @@ class Suite(Settings):
     about: str = ""
     references: Annotated[Names, Field(min_length=1)]
     """Arms that all others are compared with."""
+    subject: str | None = None
+    """The arm that it is about; by default the one that gains most."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Relative difference of costs that is no difference."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -116,6 +118,8 @@ class Suite(Settings):
         for name in self.references:
             if name not in self.arms:
                 raise ValueError(f"there is no arm called {name!r} to be a reference")
+        if self.subject is not None and self.subject not in self.arms:
+            raise ValueError(f"there is no arm called {self.subject!r} to be the subject")
         for name in self.tiers:
             if name not in TIERS:
                 raise ValueError(f"there is no tier called {name!r}: {', '.join(TIERS)}")

@@ -77,7 +77,7 @@ def _tuning(document: Document) -> Table:
 def _failed(document: Document) -> Table:
     table = plain_table("came to nothing", "arm", "budget", "seed", "status", "error")
     for cell in document["cells"]:
-        if cell["status"] != "complete":
+        if cell["status"] not in ("complete", "missing"):
             place = (f"{cell['share']:.0%}", str(cell["seed"]), _text(cell["status"]))
             table.add_row(_text(cell["arm"]), *place, _text(cell["error"] or ""))
     return table

@@ -18,7 +18,7 @@ from effcli import units
 from effcli.engine.bench import tables
 from effcli.engine.bench.export import csv_rows, markdown, short_markdown, write_csv
 from effcli.engine.bench.page import write_bench
-from effcli.engine.bench.reading import headline
+from effcli.engine.bench.reading import headline, is_gain
 from effcli.errors import InputError
 from effcli.safe import safe
 from effcli.ui.bench import bench_tables
@@ -121,7 +121,15 @@ def test_the_verdict_is_one_sentence() -> None:
         row |= {"mean": 0.5, "low": 0.4, "high": 0.8, "verdict": "worse"}
     expected = "No gain: aql reaches modern's loss with 2× more FLOPs [1.25, 2.5], n=5, worse."
     assert headline(losing) == expected
-    assert "beyond modern's measured range, with more than" in headline(DOCUMENTS["methods"])
+    assert is_gain({**row, "verdict": "better", "bound": ">"})
+    assert not is_gain({**row, "verdict": "beyond", "bound": ">"})  # nothing is proven by it
+    losing["protocol"]["subject"] = "modern"
+    assert headline(losing).startswith("Nothing was compared")
+    losing["protocol"]["subject"] = "aql"
+    assert headline(losing) == expected
+    beside_all = {**DOCUMENTS["complete"]}
+    beside_all["protocol"] = {**beside_all["protocol"], "subject": "modern"}
+    assert headline(beside_all).count("modern reaches") == 2
     for bound, mean, said in (
         (
             ">",

@@ -58,6 +58,7 @@ def plan_of(work: Work, settings: BenchSettings) -> dict[str, Any]:
             "trials": matrix.tier.trials,
             "margin": matrix.suite.margin,
             "references": matrix.references,
+            "subject": matrix.suite.subject,
             "arms": len(matrix.suite.arms),
         },
         "arms": [_arm(matrix, name) for name in matrix.ordered()],

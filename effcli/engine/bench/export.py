@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from effcli.engine.bench.reading import Document, Row, headline, is_screen
-from effcli.engine.bench.tables import EVERY, Table, escaped, summary
+from effcli.engine.bench.tables import EVERY, Table, brief, escaped
 from effcli.engine.runs.files import write_text
 from effcli.safe import safe
 
@@ -25,7 +25,7 @@ def short_markdown(document: Document) -> str:
         f"Nats per token and how many times less is spent to the same loss; seeds: "
         f"{len(document['protocol']['seeds'])}, intervals of 95 %."
     )
-    return f"{escaped(headline(document))} {about}\n\n{summary(document).as_markdown()}"
+    return f"{escaped(headline(document))} {about}\n\n{brief(document).as_markdown()}"
 
 
 def markdown(document: Document) -> str:

@@ -87,7 +87,7 @@ def _band(document: Document, arm: str, cost: str, column: int) -> Band:
 
 def _curve(cell: Row, column: int) -> list[tuple[float, float]]:
     """Logarithm of the cost, and loss, at every look after the first step."""
-    looks = [(look[column], look[4]) for look in cell.get("curve") or ()]
+    looks = [(look[column], look[4]) for look in cell.get("curve") or () if look[0]]
     return [(math.log(cost), float(loss)) for cost, loss in looks if cost]
 
 

@@ -67,19 +67,23 @@ def energy_sources(document: Document) -> str:
 
 
 def headline(document: Document) -> str:
-    """The result in one sentence: the largest gain over the strongest other reference, or none."""
-    row = _subject(document)
+    """The result in a sentence: what the suite is about, beside each reference; or no gain."""
     rest = "" if document["status"] == "complete" else " Partial: stopped before its last cell."
-    if row is None:
+    rows = _subject(document)
+    if not rows:
         return f"Nothing was compared: no arm has a reference beside it.{rest}"
+    return f"{' '.join(_sentence(row) for row in rows)}{rest}"
+
+
+def _sentence(row: Row) -> str:
     reached, word = _reached(row), verdict(row)
     if word == "screen":
-        return f"A screen of {_seeds(row['n'])}, no verdict: {reached}.{rest}"
+        return f"A screen of {_seeds(row['n'])}, no verdict: {reached}."
     if is_gain(row):
-        return f"{reached}.{rest}"
+        return f"{reached}."
     if row.get("bound"):
-        return f"No gain{' shown' if row['bound'] == '>' else ''}: {reached}.{rest}"
-    return f"No gain: {reached}, {word}.{rest}"
+        return f"No gain{' shown' if row['bound'] == '>' else ''}: {reached}."
+    return f"No gain: {reached}, {word}."
 
 
 def is_gain(row: Row) -> bool:
@@ -87,21 +91,27 @@ def is_gain(row: Row) -> bool:
     return verdict(row) == "better"
 
 
-def _subject(document: Document) -> Row | None:
-    """The multiplier that the sentence is about: of a method if there is one, else a reference."""
+def _subject(document: Document) -> list[Row]:
+    """The multipliers that the sentence is about.
+
+    Those of the suite's subject, the strongest reference first; else the largest gain over the
+    strongest other reference, of a method if there is one.
+    """
     rows = [row for row in gains(document, "flops") if row["mean"] is not None]
     losses = {
         name: fmean(cell["loss"] for cell in cells)
         for name in names(document)
         if (cells := complete(document, name))
     }
+    rows.sort(key=lambda row: losses.get(row["reference"], 0.0))
+    if subject := document["protocol"].get("subject"):
+        return [row for row in rows if row["arm"] == subject]
     hardest: dict[str, Row] = {}
-    for row in sorted(rows, key=lambda row: losses.get(row["reference"], 0.0), reverse=True):
-        hardest[row["arm"]] = row  # what is lowest comes last
+    for row in rows:
+        hardest.setdefault(row["arm"], row)
     references = {arm["name"] for arm in document["arms"] if arm["is_reference"]}
     methods = [row for arm, row in hardest.items() if arm not in references]
-    ranked = methods or list(hardest.values())
-    return max(ranked, key=_rank, default=None)
+    return sorted(methods or hardest.values(), key=_rank, reverse=True)[:1]
 
 
 def _rank(row: Row) -> tuple[bool, bool, float]:

@@ -30,7 +30,8 @@ class Table:
     rows: Sequence[Sequence[str]]
     about: str = ""
     texts: frozenset[str] = frozenset(
-        {"arm", "against", "cost", "verdict", "in FLOPs", "at equal", "chosen", "status", "error"}
+        {"arm", "what it is", "against", "cost", "verdict", "in FLOPs", "at equal"}
+        | {"chosen", "status", "error"}
     )
     """Columns of words; all others are of numbers."""
 
@@ -66,6 +67,21 @@ def summary(document: Document) -> Table:
             rows.append([*([arm, loss] if number == 0 else ["", ""]), reference, *shown, word])
     head = ("arm", "held-out loss", "against", "× tokens", "× FLOPs", "× seconds", "in FLOPs")
     return Table("Summary", head, rows, "How many times less an arm spends to the same loss.")
+
+
+def brief(document: Document) -> Table:
+    """The summary for a front page: methods beside the last reference only, with what they are."""
+    whole, about = summary(document), {arm["name"]: arm["about"] for arm in document["arms"]}
+    methods = {arm["name"] for arm in document["arms"] if not arm["is_reference"]}
+    last = document["protocol"]["references"][-1]
+    rows, name, loss = [], "", ""
+    for arm, one, against, *rest in whole.rows:
+        name, loss = arm or name, one or loss
+        if name not in methods:
+            rows.append([arm, about[name] if arm else "", one, against, *rest])
+        elif against in (last, "-"):
+            rows.append([name, about[name], loss, against, *rest])
+    return Table(whole.title, ("arm", "what it is", *whole.head[1:]), rows, whole.about)
 
 
 def verdicts(document: Document) -> Table:
@@ -196,7 +212,7 @@ def failed(document: Document) -> Table:
             str(cell["seed"]),
         ]
         for cell in document["cells"]
-        if cell["status"] != "complete"
+        if cell["status"] not in ("complete", "missing")
     ]
     return Table("Failed cells", ("arm", "status", "error", "budget", "seed"), rows)
 
