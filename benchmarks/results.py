@@ -1,6 +1,6 @@
-"""Put the tables of kept benches between their marks in README and docs.
+"""Put the tables of kept benches where they are shown.
 
-python benchmarks/results.py            # README gets the short table, docs/*.md all of them
+python benchmarks/results.py            # README a short one, docs/*.md some, docs/results all
 python benchmarks/results.py --check    # only looks whether they are there
 """
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from effcli.engine.bench.export import markdown, short_markdown
+from effcli.engine.bench.reading import headline
+from effcli.engine.bench.tables import escaped, losses, summary, tuning
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,15 +31,24 @@ def between(text: str, document: dict[str, Any], made: str) -> str:
     return f"{before}{begin}\n{made}\n{end}{rest.split(end, 1)[1]}"
 
 
+def some(document: dict[str, Any]) -> str:
+    """What a page of docs shows: all references, every budget, what tuning took."""
+    tables = [make(document) for make in (summary, losses, tuning)]
+    return "\n\n".join([escaped(headline(document)), *(table.as_markdown() for table in tables)])
+
+
 def pages(root: Path = ROOT) -> dict[Path, str]:
-    """README and docs as they should be."""
+    """README and docs as they should be, and a page of its own for every result."""
     results = sorted(root.glob("docs/results/*.json"))
     documents = [json.loads(path.read_bytes()) for path in results]
-    made = {}
+    made = {
+        path.with_suffix(".md"): markdown(document) + "\n"
+        for path, document in zip(results, documents, strict=True)
+    }
     for page in (root / "README.md", *sorted(root.glob("docs/*.md"))):
         text = page.read_text("utf8")
         for document in documents:
-            shown = short_markdown if page.name == "README.md" else markdown
+            shown = short_markdown if page.name == "README.md" else some
             text = between(text, document, shown(document))
         made[page] = text
     return made
@@ -45,7 +56,11 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
 
 def main(*arguments: str, root: Path = ROOT) -> int:
     """Rewrite the pages, or say which of them are not what the results make them."""
-    stale = {page: text for page, text in pages(root).items() if page.read_text("utf8") != text}
+    stale = {
+        page: text
+        for page, text in pages(root).items()
+        if not page.exists() or page.read_text("utf8") != text
+    }
     if "--check" in arguments:
         for page in stale:
             print(f"{page.relative_to(root)} is not what docs/results makes it: make results")
