@@ -40,7 +40,9 @@ def test_a_run_leaves_a_whole_folder(tiny: Settings, place: Path) -> None:
     assert steps == ["step-000000008", "step-000000010"]
     env = json.loads((folder / "env.json").read_text())
     assert env["packages"]["torch"] == torch.__version__
-    assert env["optimizer"] == "12 tensors to Muon, 2 tensors to AdamW"
+    assert env["optimizer"] == (
+        "12 tensors to Muon, 6 tensors to AdamW, 3 tensors to AdaGrad by rows"
+    )
     kinds = [
         json.loads(line)["kind"] for line in (folder / "records.jsonl").read_text().splitlines()
     ]

@@ -47,8 +47,9 @@ class _Poison:
         self.before = {name: p.detach().clone() for name, p in self.model.state_dict().items()}
 
     def _spoiled(self, gradient: torch.Tensor, at: int) -> torch.Tensor:
-        spoiled = gradient.clone()
-        spoiled.view(-1)[at] = self._value
+        spoiled = gradient.clone() if not gradient.is_sparse else gradient.coalesce().clone()
+        values = spoiled.values() if spoiled.is_sparse else spoiled
+        values.view(-1)[at % values.numel()] = self._value  # of a table, in one of the rows read
         return spoiled
 
 

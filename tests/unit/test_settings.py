@@ -69,7 +69,8 @@ def test_a_budget_replaces_the_budgets_below_it(place: Path) -> None:
 
 def test_another_part_drops_the_settings_of_its_predecessor() -> None:
     settings = _resolve(sets=["optim.name=adamw", "schedule=cosine"]).settings
-    assert settings.optim.model_dump().keys().isdisjoint({"momentum", "embedding_rate"})
+    assert settings.optim.model_dump().keys().isdisjoint({"momentum"})
+    assert settings.optim.embedding_rate == 1.0
     assert settings.optim.lr == 1e-3
     assert settings.schedule.name == "cosine"
     kept = _resolve(sets=["optim.name=muon", "optim.momentum=0.9"]).settings
