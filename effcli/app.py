@@ -12,11 +12,12 @@ import typer
 from typer.exceptions import TyperException
 
 from effcli import __version__, launch
+from effcli.commands import aql
 from effcli.commands.baseline import baseline
 from effcli.commands.bench import bench
 from effcli.commands.doctor import doctor
 from effcli.commands.generate import generate
-from effcli.commands.mount import mount
+from effcli.commands.mount import mount, mount_group
 from effcli.commands.prepare import prepare
 from effcli.commands.report import report
 from effcli.commands.verify import verify
@@ -29,6 +30,13 @@ from effcli.errors import (
     Stopped,
 )
 from effcli.safe import guard_libraries, safe
+from effcli.settings.aql import (
+    AqlSettings,
+    AuditSettings,
+    PolicySettings,
+    PrepSettings,
+    SelectSettings,
+)
 from effcli.settings.baseline import BaselineSettings
 from effcli.settings.bench import BenchSettings
 from effcli.settings.generate import GenerateSettings
@@ -44,6 +52,14 @@ app = typer.Typer(
 )
 mount(app, "prepare", PrepareSettings, prepare, has_plan=True)
 mount(app, "baseline", BaselineSettings, baseline, has_plan=True, in_parallel=True)
+below = mount_group(app, "aql", AqlSettings, aql.train, "train", in_parallel=True)
+mount(below, "prep", PrepSettings, aql.prep)
+mount(below, "select", SelectSettings, aql.select)
+mount(below, "audit", AuditSettings, aql.audit)
+policy = typer.Typer(name="policy", help="Weights of a learned policy.")
+policy.callback()(lambda: None)
+mount(policy, "train", PolicySettings, aql.policy_train)
+below.add_typer(policy)
 mount(app, "generate", GenerateSettings, generate)
 mount(app, "report", ReportSettings, report)
 mount(app, "verify", VerifySettings, verify)
@@ -129,8 +145,9 @@ def _usage(error: TyperException, arguments: list[str]) -> InputError:
     name = getattr(error, "option_name", "")
     if close := get_close_matches(name, known, n=1):
         return InputError(_lower(message), f"did you mean {close[0]}?")
-    commands = {command.name for command in app.registered_commands}
-    command = "".join(f" {word}" for word in arguments[:1] if word in commands)
+    names = {one.name for one in app.registered_commands}
+    names |= {one.typer_instance.info.name for one in app.registered_groups if one.typer_instance}
+    command = "".join(f" {word}" for word in arguments[:1] if word in names)
     return InputError(_lower(message), f"see eff{command} --help")
 
 

@@ -2,14 +2,65 @@
 
 A model, optimizer or schedule is entered by its settings class, which says in
 `place` what it builds. A training method is entered by the settings of its command. A corpus
-source, a tokenizer and a tracker are entered by the class that opens them.
+source, a tokenizer and a tracker are entered by the class that opens them, a part of a
+selection by what it is.
 """
 
 from effcli.registry import Registry
 
 MODELS = Registry("model", {"gpt": "effcli.settings.model:GPTSettings"})
 
-METHODS = Registry("method", {"baseline": "effcli.settings.baseline:BaselineSettings"})
+METHODS = Registry(
+    "method",
+    {
+        "aql": "effcli.settings.aql:AqlSettings",
+        "baseline": "effcli.settings.baseline:BaselineSettings",
+    },
+)
+
+SELECTORS = Registry(
+    "selector",
+    {
+        "auto": "effcli.engine.selection.selectors:AUTO",
+        "random": "effcli.engine.selection.selectors:RANDOM",
+        "dedup": "effcli.engine.selection.selectors:DEDUP",
+        "ratio": "effcli.engine.selection.selectors:RATIO",
+        "excess": "effcli.engine.selection.selectors:EXCESS",
+        "uncertainty": "effcli.engine.selection.selectors:UNCERTAINTY",
+        "loss": "effcli.engine.selection.selectors:LOSS",
+    },
+)
+
+UNCERTAINTIES = Registry(
+    "uncertainty",
+    {
+        "laplace": "effcli.engine.selection.laplace:Laplace",
+        "ensemble": "effcli.engine.selection.ensemble:Ensemble",
+        "mc-dropout": "effcli.engine.selection.dropout:Dropout",
+        "entropy": "effcli.engine.selection.entropy:Entropy",
+    },
+)
+
+CURRICULA = Registry(
+    "curriculum",
+    {
+        "off": "effcli.engine.selection.competence:off",
+        "linear": "effcli.engine.selection.competence:linear",
+        "root": "effcli.engine.selection.competence:root",
+        "exponential": "effcli.engine.selection.competence:exponential",
+        "stages": "effcli.engine.selection.stages:Stages",
+    },
+)
+
+POLICIES = Registry(
+    "policy",
+    {
+        "fixed": "effcli.engine.selection.policy:Fixed",
+        "exp3": "effcli.engine.selection.policy:Exp3",
+        "bandit": "effcli.engine.selection.policy:Exp3",  # the same by its other name
+        "learned": "effcli.engine.selection.policy:Learned",
+    },
+)
 
 OPTIMIZERS = Registry(
     "optimizer",
@@ -46,6 +97,7 @@ TOKENIZERS = Registry(
         "bytes": "effcli.engine.data.tokenizers:byte_tokenizer",
         "cl100k": "effcli.engine.data.tokenizers:published",
         "gpt2": "effcli.engine.data.tokenizers:published",
+        "like": "effcli.engine.data.corpus:tokenizer_of",
         "o200k": "effcli.engine.data.tokenizers:published",
     },
 )

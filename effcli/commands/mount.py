@@ -50,7 +50,47 @@ def mount(
 
     One that runs `in_parallel` may be started by torchrun; the first process speaks for all.
     """
+    app.command(name)(_command(name, cls, body, has_plan, in_parallel))
 
+
+def mount_group(
+    app: typer.Typer,
+    name: str,
+    cls: type[Settings],
+    body: Body,
+    main: str,
+    *,
+    in_parallel: bool = False,
+) -> typer.Typer:
+    """Add a command that has others below it, and does `main`, one of them, by itself."""
+    group = typer.Typer(name=name, help=inspect.getdoc(body))
+    run = _command(name, cls, body, True, in_parallel)
+
+    def alone(context: typer.Context, **values: Any) -> None:
+        if context.invoked_subcommand is None:
+            run(**values)
+        elif given := [name for name, value in values.items() if value]:
+            flag = given[0].replace("_", "-")
+            hint = f"write it behind {context.invoked_subcommand}"
+            raise InputError(f"--{flag} stands before {context.invoked_subcommand}", hint)
+
+    signature = inspect.signature(run)
+    here = inspect.Parameter(
+        "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    )
+    alone.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[here, *signature.parameters.values()]
+    )
+    alone.__doc__ = run.__doc__
+    group.callback(invoke_without_command=True)(alone)
+    group.command(main)(run)
+    app.add_typer(group)
+    return group
+
+
+def _command(
+    name: str, cls: type[Settings], body: Body, has_plan: bool, in_parallel: bool
+) -> Callable[..., None]:
     def run(**values: Any) -> None:
         if not (in_parallel or launch.is_alone()):
             raise InputError(f"eff {name} is the work of one process", "start it without torchrun")
@@ -70,7 +110,7 @@ def mount(
     shared = [p for p in _SHARED if has_plan or p.name != "dry_run"]
     run.__signature__ = inspect.Signature([*parameters(cls), *shared])  # type: ignore[attr-defined]
     run.__doc__ = inspect.getdoc(body)
-    app.command(name)(run)
+    return run
 
 
 def _option(name: str, kind: Any, default: Any, help_text: str, metavar: str | None) -> Any:

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from effcli.engine.records import Record
+
 ACCOUNTS = ("train", "select", "teacher", "grow", "meta", "eval")
 """Every cost has an account. Budgets pay for all but `eval`."""
 
@@ -24,6 +26,8 @@ class Batch:
     targets: Int[Tensor, "batch time"]
     ids: Int[Tensor, " batch"]
     """The number of each sequence in its corpus."""
+    weights: Float[Tensor, " batch"] | None = None
+    """Of each sequence's loss, with a mean of about 1; none are ones."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -31,11 +35,14 @@ class Batch:
     def part(self, start: int, stop: int) -> "Batch":
         """Some of the sequences."""
         part = slice(start, stop)
-        return Batch(self.inputs[part], self.targets[part], self.ids[part])
+        weights = None if self.weights is None else self.weights[part]
+        return Batch(self.inputs[part], self.targets[part], self.ids[part], weights)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device; a GPU fetches it while it works."""
-        return Batch(*(_sent(part, device) for part in (self.inputs, self.targets, self.ids)))
+        weights = None if self.weights is None else _sent(self.weights, device)
+        inputs, targets = _sent(self.inputs, device), _sent(self.targets, device)
+        return Batch(inputs, targets, _sent(self.ids, device), weights)
 
 
 def _sent(part: Tensor, device: torch.device) -> Tensor:
@@ -155,6 +162,10 @@ class BatchSource(Protocol):
 
     def feedback(self, batch: Batch, loss: Loss) -> None:
         """Hear how a part of the step's batch went."""
+        ...
+
+    def hear(self, loss: float) -> Record | None:
+        """Hear a held-out loss; whoever chooses may tell what."""
         ...
 
     @property

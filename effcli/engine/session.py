@@ -1,10 +1,8 @@
 """The parts of one run, opened together. A method replaces one of them, then calls `train`."""
 
 import math
-import time
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
 
@@ -74,12 +72,14 @@ class Session:
         if error is not None and not isinstance(error, EffError | KeyboardInterrupt):
             name = f"error-{launch.rank()}.log" if launch.rank() else "error.log"
             (self.run.folder / name).write_text("".join(traceback.format_exception(error)))
+        if isinstance(error, InputError):
+            self.run.withdraw()  # settings that cannot be run keep no folder from better ones
         self._stack.close()
 
     def _open(self) -> None:
-        settings = self.settings
+        self.corpus = Corpus.open(locate(self.settings.data))
+        settings = self.settings = self.settings.for_text(self.corpus.train.tokens)
         require(settings.track)
-        self.corpus = Corpus.open(locate(settings.data))
         device = Device(settings.device)
         device.processes.share(settings.batch.sequences)
         vocab_size = self.corpus.tokenizer.vocab_size
@@ -94,13 +94,13 @@ class Session:
         device.adopt(model)
         self.parts = assemble(settings, model, self.corpus.train, device)
         watch = self._stack.enter_context(tracked(settings, self.run.folder, self._watch))
-        self._log = Logbook(self.run, self.parts.meter, device, watch)
+        self.log = Logbook(self.run, self.parts.meter, device, watch)
 
     def train(self, **facts: Any) -> Report:
         """Spend the budget, recording every step, and report. `facts` are kept with the run."""
         folder = self.run.folder
         if status(folder) == "complete":
-            self._log.tell(Notice(f"the run in {folder} is complete already"))
+            self.log.tell(Notice(f"the run in {folder} is complete already"))
             return report_of(folder)
         self.run.unseal()
         torch.manual_seed(self.settings.seed)
@@ -131,19 +131,19 @@ class Session:
         processes.add_up([self._losses])  # each looked at a part, and has zeros elsewhere
         if processes.is_first:
             seen = (self.corpus, self.held_out, self._losses)
-            close_run(self.parts, *seen, self._log, self.settings, self._stop)
+            close_run(self.parts, *seen, self.log, self.settings, self._stop)
 
     def _spend(self) -> None:
         settings, meter = self.settings, self.parts.meter
         self._look_if_due()  # at the untrained model, or again where a signal came between
         for record in train(self.parts, stop=self._stop):
-            self._log.book_energy()
-            self._log.note(record)
+            self.log.book_energy()
+            self.log.note(record)
             if isinstance(record, Diverged):
                 self._fail(record)
             self._look_if_due()  # before saving: a checkpoint is one that could be looked at
             if meter.is_due(settings.save_every) or meter.steps in settings.save_at:
-                self._log.ledger("unfinished", self._unique_tokens())  # for whoever reports a kill
+                self.log.ledger("unfinished", self._unique_tokens())  # for whoever reports a kill
                 self._save()
 
     def _look_if_due(self) -> None:
@@ -158,17 +158,19 @@ class Session:
         with meter.timing("train"):
             parts.device.synchronize()  # what training still owes
         loss, windows = self._held_out_loss(), len(self.held_out.tokens)
-        joules = self._log.book_energy()
         if not math.isfinite(loss):
             lr = self.settings.optim.lr * parts.schedule(parts.budget.progress(meter))
             diverged = Diverged(meter.steps, f"{loss} on held-out text", "finite", lr)
-            self._log.note(diverged)
+            self.log.note(diverged)
             self._fail(diverged)
         self._evaluated_at = meter.steps
         bits = self.held_out.bits_per_byte(loss)
-        spent = (meter.tokens, meter.spent_flops(), meter.spent_seconds(), joules)
-        self._log.note(Evaluation(meter.steps, loss, bits, windows, *spent))
-        self._log.ledger("unfinished", self._unique_tokens())
+        spent = (meter.tokens, meter.spent_flops(), meter.spent_seconds())
+        joules = self.log.book_energy()
+        self.log.note(Evaluation(meter.steps, loss, bits, windows, *spent, joules))
+        if (told := parts.batches.hear(loss)) is not None:
+            self.log.note(told)
+        self.log.ledger("unfinished", self._unique_tokens())
 
     def _held_out_loss(self) -> float:
         """Nats per token, at the expense of `eval`; the losses of all positions are kept."""
@@ -182,7 +184,7 @@ class Session:
         return loss
 
     def _end(self, state: str) -> Report:
-        self._log.ledger(state, self._unique_tokens())
+        self.log.ledger(state, self._unique_tokens())
         self.run.position()
         self.run.seal()
         if self.parts.device.processes.is_first:
@@ -201,13 +203,6 @@ class Session:
     def _fail(self, record: Diverged) -> None:
         report = self._end("diverged")
         raise advice.diverged(record, self.settings.optim.lr, self.run.checkpoints, report)
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Time that no account and no total of this run includes."""
-        started = time.perf_counter()
-        yield
-        self._log.wall_before -= time.perf_counter() - started
 
     def _prepare(self, facts: dict[str, Any]) -> None:
         """Decide about compilation once per run, write down where it happens, and compile."""
@@ -235,9 +230,9 @@ class Session:
                 **facts,
             }
         )
-        self._log.count_energy(open_counter(parts.device.kind, settings.energy))
+        self.log.count_energy(open_counter(parts.device.kind, settings.energy))
         if compiles:
-            self._log.tell(Notice("compiling the model; the time for it is booked apart"))
+            self.log.tell(Notice("compiling the model; the time for it is booked apart"))
             with parts.meter.timing("compile"):
                 parts.compile(settings.batch.sequences)
 
@@ -250,7 +245,7 @@ class Session:
             "parts": self.parts.state_dict(),
             "records": self.run.position(),
             "evaluated_at": self._evaluated_at,
-            "wall": self._log.wall(),
+            "wall": self.log.wall(),
             "corpus": self.corpus.hash,
             "asked": self.run.asked(),
         }
@@ -258,7 +253,7 @@ class Session:
         kept = (self.settings.keep, self.settings.save_at)
         checkpoint.save(self.run.checkpoints, step, weights, state, *kept)
         self._saved_at = step
-        self._log.tell(Saved(step))
+        self.log.tell(Saved(step))
 
     def _begin_again(self) -> None:
         """From the start: right for a run that never saved, never for one that did."""
@@ -267,7 +262,7 @@ class Session:
             message = f"every checkpoint in {folder} was damaged, so there is nothing to continue"
             raise InputError(message, "start a new run in another --out")
         if self.settings.resume:
-            self._log.tell(Notice(f"nothing was saved in {folder} yet: beginning at step 0"))
+            self.log.tell(Notice(f"nothing was saved in {folder} yet: beginning at step 0"))
         self.run.rewind(0)
 
     def _restore(self) -> None:
@@ -281,7 +276,7 @@ class Session:
         if processes.is_first:
             processes.wait()
         for warning in warnings:
-            self._log.tell(Notice(warning))
+            self.log.tell(Notice(warning))
         if place is None:
             self._begin_again()
             return
@@ -293,7 +288,7 @@ class Session:
         weights = checkpoint.load_model(place, self.parts.device.torch)
         self.parts.model.load_state_dict(weights)
         self.parts.load_state_dict(state["parts"])
-        self._evaluated_at, self._log.wall_before = state["evaluated_at"], state["wall"]
+        self._evaluated_at, self.log.wall_before = state["evaluated_at"], state["wall"]
         self._saved_at = self.parts.meter.steps
         self.run.rewind(state["records"])
-        self._log.tell(Notice(f"continuing at step {self.parts.meter.steps}"))
+        self.log.tell(Notice(f"continuing at step {self.parts.meter.steps}"))

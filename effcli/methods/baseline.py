@@ -13,7 +13,7 @@ def run(settings: BaselineSettings, watch: Watch = unwatched, stop: Stop = never
     with Session("baseline", settings, watch, stop) as session:
         if not settings.tune:
             return session.train()
-        with session.aside():
+        with session.log.aside():
             better, tuning = tune(session.run.folder / "tuning", settings, watch, stop)
         session.parts.optimizer = Optimizer(session.parts.model, better.optim)
         return session.train(tuning=tuning.model_dump())

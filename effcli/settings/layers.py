@@ -111,6 +111,8 @@ class _Layers:
         preset = self._chosen("preset", above, "nano", presets.PRESETS)
         content = presets.read(preset)
         recipe = self._chosen("recipe", above, content["recipe"], presets.RECIPES)
+        if not self._cls.PRESET_BUDGET:
+            content = {key: value for key, value in content.items() if key not in BUDGETS}
         own = {key: value for key, value in content.items() if key not in presets.RECIPES}
         self.add(f"recipe {recipe}", presets.read(recipe))
         self.add(f"preset {preset}", {**own, "preset": preset, "recipe": recipe})

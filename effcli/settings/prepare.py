@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator, Field
 
 from effcli.settings.base import Count, Flag, Settings
-from effcli.settings.corpora import CORPORA, MIXES
+from effcli.settings.corpora import CORPORA, MIXES, prepared
 
-_TOKENIZERS = ("bytes", "bpe:4096", "gpt2", "cl100k", "o200k")
+_TOKENIZERS = "bytes|bpe:N|gpt2|cl100k|o200k|like:CORPUS"
 _SOURCES = ("python", "python:docs", "grammar:1", "grammar-noisy:1", *CORPORA, *MIXES)
 Share = Annotated[float, Field(ge=0, lt=0.5)]
 Written = Annotated[
@@ -16,6 +16,11 @@ Written = Annotated[
     BeforeValidator(lambda text: str(text).replace("\\n", "\n").replace("\\t", "\t")),
     Field(min_length=1),
 ]
+
+
+def _tokenizers() -> tuple[str, ...]:
+    likes = (f"like:{corpus}" for corpus in prepared())
+    return "bytes", "bpe:4096", "gpt2", "cl100k", "o200k", *likes
 
 
 class PrepareSettings(Settings):
@@ -32,19 +37,26 @@ class PrepareSettings(Settings):
     """Several sources by their shares of the tokens, as in wikitext-2:0.6,tinystories:0.4."""
     text_column: Annotated[str | None, Flag(panel="Source", metavar="NAME")] = None
     """Column or JSON field that holds the text; by default `text`."""
+    label_column: Annotated[str | None, Flag(panel="Source", metavar="NAME")] = None
+    """Column or JSON field that holds a label of each document: a short text or a number."""
     separator: Annotated[Written | None, Flag(panel="Source", metavar="TEXT")] = None
     """What stands between documents in plain text, as in `\\n\\n`; by default <|endoftext|>."""
     val: Annotated[Path | None, Flag(panel="Splits", metavar="FILE")] = None
     """Your own validation text."""
     test: Annotated[Path | None, Flag(panel="Splits", metavar="FILE")] = None
     """Your own test text."""
+    holdout: Annotated[Path | None, Flag(panel="Splits", metavar="FILE")] = None
+    """Text that you trust, for `eff aql`, which learns from it what good text is."""
     held_out_share: Annotated[Share | None, Flag(panel="Splits", metavar="SHARE")] = None
     """Share of the documents for each split that the source lacks; by default 0.05 or less."""
     tokenizer: Annotated[
         str | None,
-        Flag(panel="Tokens", metavar="bytes|bpe:N|gpt2|cl100k|o200k", choices=_TOKENIZERS),
+        Flag(panel="Tokens", metavar=_TOKENIZERS, choices=_tokenizers),
     ] = None
-    """How text becomes tokens; by default what suits the source, mostly bpe:4096 or gpt2."""
+    """How text becomes tokens; by default what suits the source, mostly bpe:4096 or gpt2.
+
+    `like:CORPUS` is the tokenizer of a prepared corpus, so that losses can be compared.
+    """
     max_tokens: Annotated[Count | None, Flag(panel="Tokens", metavar="N")] = None
     """Stop the training split after this many tokens."""
     seed: Annotated[int, Field(ge=0, lt=2**63), Flag(panel="Splits", metavar="N")] = 0

@@ -80,6 +80,10 @@ def _split(names: Any) -> Any:
 class TrainSettings(Settings):
     """What every training command shares."""
 
+    #: Whether a preset's budget counts where none is given.
+    PRESET_BUDGET: ClassVar[bool] = True
+    #: Whether runs that differ in their budget alone take the same steps until a schedule differs.
+    SHARES_TRUNK: ClassVar[bool] = True
     #: Fields that say where things are, not what is computed: they are not kept in a run.
     PLACES: ClassVar[tuple[str, ...]] = ("out", "resume")
     #: Fields that may differ when a run is resumed, because they do not change its result.
@@ -134,6 +138,11 @@ class TrainSettings(Settings):
         Flag(panel="Run", metavar="NAME", choices=TRACKERS),
     ] = ()
     """Also send the figures to tensorboard, trackio or wandb; may be given several times."""
+
+    def for_text(self, tokens: int) -> Self:
+        """The settings for a training text of so many tokens."""
+        del tokens  # which matters to whoever reads a share of it
+        return self
 
     @field_validator("track")
     @classmethod

@@ -29,7 +29,8 @@ def plain_table(title: str, *columns: str) -> Table:
     return table
 
 
-def _pairs(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+def pairs_table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """Names and values."""
     shown = Text(safe(title), "bold")
     table = Table(title=shown, title_justify="left", box=None, show_header=False)
     table.add_column(style="dim")
@@ -49,7 +50,8 @@ def corpus_table(summary: Mapping[str, Any]) -> Table:
         "text",
         "bytes/token",
     )
-    for name in ("train", "val", "test"):
+    names = [name for name in ("train", "val", "test", "holdout") if name in summary["splits"]]
+    for name in names:
         split = summary["splits"][name]
         ratio = split["bytes"] / split["tokens"] if split["tokens"] else 0
         table.add_row(
@@ -79,6 +81,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
         rows.append(("bits per byte", f"{held_out['bits_per_byte']:.4f}{least}"))
     if floors := report["floors"]:
         rows.append(("counting alone", ", ".join(f"{n} {loss:.2f}" for n, loss in floors.items())))
+    rows += _selection_rows(report.get("selection"))
     spent = {a: f for a, f in report["flops"].items() if f}
     rows.append(("FLOPs", ", ".join(f"{a} {flops(f)}" for a, f in spent.items()) or "0"))
     timed = {a: s for a, s in seconds.items() if s >= 0.05}
@@ -109,7 +112,25 @@ def report_table(report: Mapping[str, Any]) -> Table:
                 f"{clock(tuning['seconds'])}, not counted above; chose {chosen}",
             )
         )
-    return _pairs(report["run"], rows)
+    return pairs_table(report["run"], rows)
+
+
+def _selection_rows(chosen: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What a selective run read, and what choosing cost; nothing for any other."""
+    if chosen is None:
+        return []
+    eta, precision = chosen["contamination"], chosen["precision"]
+    read = [f"{chosen['ratio']:.0%} of the pool"]
+    if eta is not None:
+        read.append(f"{eta:.0%} of it not like trusted text")
+    if precision is not None:
+        read.append(f"{precision:.1%} of the choice labeled as good")
+    costs = [
+        f"{chosen[f'overhead_{when}']:.2%} of the seconds and {chosen[f'flops_{when}']:.2%} "
+        f"of the FLOPs {where}"
+        for when, where in (("in_loop", "in the loop"), ("all_in", "all in"))
+    ]
+    return [("chosen", ", ".join(read)), ("choosing", "; ".join(costs))]
 
 
 def settings_table(plan: Mapping[str, Any]) -> Table:
@@ -154,7 +175,7 @@ def plan_tables(plan: Mapping[str, Any]) -> list[Table]:
             f"{group['lr']:g}",
             f"{group['weight_decay']:g}",
         )
-    return [settings_table(plan), routing, _pairs("plan", costs)]
+    return [settings_table(plan), routing, pairs_table("plan", costs)]
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> Table:

@@ -16,19 +16,25 @@ from effcli.app import app
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS = [command.name for command in app.registered_commands]
+GROUPS = [
+    " ".join(filter(None, (group.typer_instance.info.name, command)))
+    for group in app.registered_groups
+    if group.typer_instance
+    for command in (None, *(one.name for one in group.typer_instance.registered_commands))
+]
 Eff = Callable[..., tuple[int, str, str]]
 SETS = [part for assignment in TINY for part in ("--set", assignment)]
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("command", ["", *COMMANDS, *GROUPS])
 def test_help_changes_only_on_purpose(
     eff: Eff, command: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "dumb")
-    code, out, err = eff(*([command] if command else []), "--help")
+    code, out, err = eff(*command.split(), "--help")
     text = "\n".join(line.rstrip() for line in out.splitlines()) + "\n"
-    path = GOLDEN / f"help-{command or 'eff'}.txt"
+    path = GOLDEN / f"help-{command.replace(' ', '-') or 'eff'}.txt"
     if request.config.getoption("--golden"):
         path.write_text(text, "utf8")
     assert code == 0
@@ -96,7 +102,11 @@ def test_the_version_is_said(eff: Eff) -> None:
         (["prepare", "python", "--separator", "x"], "separator: has no effect", ""),
         (["prepare", "python", "--seed", "3"], "seed: has no effect", ""),
         (["prepare", "python", "--held-out-share", "0.1"], "held_out_share: has no effect", ""),
-        (["prepare", "python", "--val", "x.txt"], "--val and --test go with one local source", ""),
+        (
+            ["prepare", "python", "--val", "x.txt"],
+            "--val, --test and --holdout go with one local source",
+            "",
+        ),
         (
             ["prepare", "grammar:1", "--set", "bpe_sample=5000"],
             "bpe_sample: has no effect",

@@ -417,13 +417,36 @@ def test_every_shipped_suite_is_sound(name: str, corpus: Corpus) -> None:
                 assert cell.settings.seed in (0, suite.tuning_seed)
 
 
+AQL = [name for name in shipped() if name.startswith("aql-")]
+
+
+@pytest.mark.parametrize("name", AQL)
+@pytest.mark.parametrize("tier", ["smoke", "cpu"])
+def test_every_suite_of_selections_can_be_planned(
+    corpus_folder: Path, eff: Eff, name: str, tier: str
+) -> None:
+    line = ("bench", name, "--tier", tier, "--data", str(corpus_folder), "--dry-run", "--json")
+    code, out, err = eff(*line)
+    assert code == 0, err
+    assert {cell["arm"] for cell in json.loads(out)["cells"]} == set(read_suite(name).arms)
+
+
+def test_an_arm_that_chooses_is_compared_like_any_other(corpus_folder: Path, eff: Eff) -> None:
+    line = ("bench", "aql-clean", "--tier", "smoke", "--data", str(corpus_folder))
+    code, out, err = eff(*line, "--arms", "random,auto,both", "--json", "--quiet")
+    assert code == 0, err
+    document = json.loads(out)
+    assert {cell["status"] for cell in document["cells"]} == {"complete"}
+    assert all(cell["accounts"]["flops"]["select"] > 0 for cell in document["cells"])
+
+
 def test_every_shipped_arm_runs(corpus_folder: Path, eff: Eff) -> None:
     line = ("bench", "smoke", "--tier", "smoke", "--data", str(corpus_folder))
     code, out, err = eff(*line, "--json", "--quiet")
     assert code == 0, err
     document = json.loads(out)
     assert {cell["status"] for cell in document["cells"]} == {"complete"}
-    others = ("ladder", "speed")
+    others = ("ladder", "speed", *AQL)
     shipped_arms = {
         arm for name in shipped() if name not in others for arm in read_suite(name).arms
     }

@@ -6,7 +6,8 @@ import json
 import lzma
 import signal
 from collections.abc import Callable
-from itertools import chain
+from contextlib import suppress
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow
 import pytest
 
 from effcli.engine.data import job, tokenizers
-from effcli.engine.data.corpus import Corpus
+from effcli.engine.data.corpus import Corpus, manifest_hash
 from effcli.engine.data.prepare import prepare
 from effcli.engine.records import Notice, Reading
 from effcli.errors import CheckError, InputError, ResourceError, Stopped
@@ -631,3 +632,184 @@ def test_a_stop_at_the_last_document_changes_nothing(place: Path) -> None:
             break
         assert Corpus.open(out).hash == whole.hash
     assert calls > 20
+
+
+def _labeled(path: Path, labels: list[Any]) -> None:
+    """Documents whose label, if any, is also in their text."""
+    rows = [
+        {"text": f"{label} {row}", **({} if label is None else {"kind": label})}
+        for label, row in zip(cycle(labels), ROWS, strict=False)
+    ]
+    if path.suffix == ".parquet":
+        from pyarrow import Table, parquet
+
+        parquet.write_table(Table.from_pylist(rows), path, row_group_size=50)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("labels", [["wiki", "logs", None, "code"], [7, 0, None]])
+def test_documents_keep_the_labels_of_their_rows(place: Path, name: str, labels: list[Any]) -> None:
+    _labeled(place / name, labels)
+    _, corpus = _make(sources=(name,), label_column="kind", tokenizer="bytes")
+    assert corpus.label_names == ["" if label is None else str(label) for label in labels]
+    for split in corpus.splits:
+        numbers = corpus.splits[split].labels()
+        assert numbers is not None
+        named = [corpus.label_names[number] or "None" for number in numbers]
+        assert named == [text.split()[0] for text in _texts(corpus, split)]
+
+
+def test_labels_are_of_the_training_text_alone(place: Path) -> None:
+    _labeled(place / "a.jsonl", ["wiki", "logs"])
+    _labeled(place / "b.jsonl", [2.5])
+    _, corpus = _make(
+        sources=("a.jsonl",), val=Path("b.jsonl"), label_column="kind", tokenizer="bytes"
+    )
+    assert corpus.label_names == ["wiki", "logs"]
+    assert corpus.val.labels() is None
+
+
+@pytest.mark.parametrize("calls", [1, 60, 160, 310, 10_000])
+def test_labels_are_numbered_alike_wherever_a_preparation_is_continued(
+    place: Path, calls: int
+) -> None:
+    _labeled(place / "a.jsonl", ["late" if n > 200 else "early" for n in range(300)])
+    settings: dict[str, Any] = {"sources": ("a.jsonl",), "tokenizer": "bytes", "max_tokens": 9000}
+    settings |= {"label_column": "kind"}
+    _, whole = _make(**settings, out=Path("whole"))
+    left = iter(range(calls))
+
+    def stop() -> int | None:
+        return None if next(left, None) is not None else signal.SIGINT
+
+    with suppress(Stopped):
+        prepare(PrepareSettings(**settings, out=Path("parts")), stop=stop)
+    prepare(PrepareSettings(**settings, out=Path("parts")))
+    parts = Corpus.open(Path("parts"))
+    assert parts.hash == whole.hash
+    assert parts.label_names == whole.label_names == ["early", "late"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "message"),
+    [
+        (["wiki"], {"label_column": "sort"}, "nothing in a.jsonl has a label 'sort'"),
+        (list(range(257)), {"label_column": "kind"}, "more than 256 values"),
+        ([2.5], {"label_column": "kind"}, "neither a short text nor a whole number: 2.5"),
+        (["x" * 101], {"label_column": "kind"}, "neither a short text nor a whole number"),
+        (["wiki"], {"label_column": "kind", "sources": ("a.jsonl", "python")}, "one source"),
+        (["wiki"], {"label_column": "kind", "sources": ("a.txt",)}, "has no effect on a.txt"),
+    ],
+)
+def test_labels_that_cannot_be_kept_are_refused(
+    place: Path, labels: list[Any], settings: dict[str, Any], message: str
+) -> None:
+    _labeled(place / "a.jsonl", labels)
+    (place / "a.txt").write_text("some text")
+    chosen = PrepareSettings(**{"sources": ("a.jsonl",), "tokenizer": "bytes", **settings})
+    with pytest.raises(InputError, match=message):
+        prepare(chosen, given={"label_column"})
+
+
+def test_a_generated_corpus_names_its_labels_and_others_have_none(place: Path) -> None:
+    _, noisy = _make(sources=("grammar-noisy:1",), max_tokens=10_000)
+    assert noisy.label_names == ["easy", "hard", "duplicate", "noise"]
+    _, plain = _make(sources=("grammar:1",), max_tokens=10_000)
+    assert plain.label_names == []
+
+
+def test_a_corpus_from_before_a_setting_is_the_same_without_it(place: Path) -> None:
+    (place / "a.jsonl").write_bytes(LINES)
+    settings: dict[str, Any] = {"sources": ("a.jsonl",), "tokenizer": "bytes"}
+    _, corpus = _make(**settings)
+    old = json.loads((corpus.folder / "corpus.json").read_text())
+    del old["sha256"], old["request"]["label_column"]
+    old["sha256"] = manifest_hash(old)
+    (corpus.folder / "corpus.json").write_text(json.dumps(old))
+    assert _make(**settings)[0]["status"] == "unchanged"
+    with pytest.raises(InputError, match=r"other settings \(label_column\)"):
+        _make(**settings, label_column="id", out=corpus.folder)
+
+
+def test_hostile_labels_are_kept_as_text(place: Path) -> None:
+    labels = ["\ud800", "\x1b[2J", "\u202eabc"]
+    rows = [{"text": row, "kind": labels[n % 3]} for n, row in enumerate(ROWS)]
+    (place / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, corpus = _make(sources=("a.jsonl",), label_column="kind", tokenizer="bytes")
+    assert corpus.label_names == ["?", *labels[1:]]
+    assert b"\x1b" not in (corpus.folder / "corpus.json").read_bytes()
+
+
+def _tokenizer_of(name: str, rows: list[str], spec: str = "bpe:300") -> Corpus:
+    Path(f"{name}.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    out = Path("data") / name
+    return _make(sources=(f"{name}.jsonl",), tokenizer=spec, out=out, force=True)[1]
+
+
+@pytest.mark.parametrize("spec", ["like:first", "like:data/first"])
+def test_a_corpus_takes_over_the_tokenizer_of_another(place: Path, spec: str) -> None:
+    first = _tokenizer_of("first", ROWS)
+    (place / "a.jsonl").write_bytes(LINES.replace(b"lorem ipsum", b"other words"))
+    summary, second = _make(sources=("a.jsonl",), tokenizer=spec)
+    assert Path(summary["corpus"]).name == "a-like-first"
+    assert second.tokenizer.hash == first.tokenizer.hash
+    assert second.manifest["tokenizer"] == first.manifest["tokenizer"]
+    texts = chain.from_iterable(_texts(second, split) for split in second.splits)
+    assert sorted(texts) == sorted(row.replace("lorem ipsum", "other words") for row in ROWS)
+
+
+def test_a_corpus_is_up_to_date_as_long_as_the_tokenizer_it_took_over(place: Path) -> None:
+    _tokenizer_of("first", ROWS)
+    _tokenizer_of("twin", ROWS)
+    (place / "a.jsonl").write_bytes(LINES)
+    settings: dict[str, Any] = {"sources": ("a.jsonl",), "out": Path("data") / "a"}
+    _make(**settings, tokenizer="like:first")
+    assert _make(**settings, tokenizer="like:twin")[0]["status"] == "unchanged"
+    _tokenizer_of("first", [row.upper() for row in ROWS])
+    with pytest.raises(InputError, match=r"other settings \(tokenizer\)"):
+        _make(**settings, tokenizer="like:first")
+    summary, corpus = _make(**settings, tokenizer="like:first", force=True)
+    assert summary["status"] == "prepared"
+    assert corpus.tokenizer.hash == Corpus.open(Path("data/first")).tokenizer.hash
+
+
+def test_a_tokenizer_that_changed_meanwhile_begins_a_preparation_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "COMMIT_SECONDS", 0.0)
+    _tokenizer_of("first", ROWS)
+    (place / "a.jsonl").write_bytes(LINES)
+    calls = iter([None] * 100)
+    settings = PrepareSettings(sources=("a.jsonl",), tokenizer="like:first")
+    with pytest.raises(Stopped):
+        prepare(settings, stop=lambda: next(calls, signal.SIGINT))
+    other = _tokenizer_of("first", ROWS, "bytes")
+    corpus = Corpus.open(Path(prepare(settings)["corpus"]))
+    assert corpus.tokenizer.hash == other.tokenizer.hash
+
+
+@pytest.mark.parametrize(
+    ("spec", "message", "hint"),
+    [
+        ("like:frist", "there is no corpus 'frist'", "did you mean 'first'?"),
+        ("like:", "there is no tokenizer 'like:'", "like:CORPUS takes over"),
+        ("lik:first", "there is no tokenizer called 'lik'", "did you mean 'like'?"),
+    ],
+)
+def test_a_corpus_to_take_a_tokenizer_from_has_to_be_there(
+    place: Path, spec: str, message: str, hint: str
+) -> None:
+    _tokenizer_of("first", ROWS, "bytes")
+    with pytest.raises(InputError, match=message) as raised:
+        _make(sources=("first.jsonl",), tokenizer=spec)
+    assert hint in (raised.value.hint or "")
+    assert [path.name for path in Path("data").glob("[!.]*")] == ["first"]
+
+
+def test_a_tokenizer_that_is_taken_over_needs_no_sample(place: Path) -> None:
+    _tokenizer_of("first", ROWS, "bytes")
+    chosen = PrepareSettings(sources=("first.jsonl",), tokenizer="like:first", bpe_sample=5000)
+    with pytest.raises(InputError, match="no tokenizer is trained"):
+        prepare(chosen, given={"bpe_sample"})

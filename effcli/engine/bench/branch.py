@@ -29,7 +29,8 @@ def shared_steps(shorter: TrainSettings, longer: TrainSettings, tokens: int, flo
 
     It is 0 unless the runs differ in their budget alone. A step costs so many tokens and FLOPs.
     """
-    if shorter.model_dump(exclude=_FREE) != longer.model_dump(exclude=_FREE):
+    is_other = shorter.model_dump(exclude=_FREE) != longer.model_dump(exclude=_FREE)
+    if is_other or not shorter.SHARES_TRUNK:
         return 0
     factor = partial(resolve_place(shorter.schedule.place), settings=shorter.schedule)
     first, second, meter = Budget(shorter), Budget(longer), Meter()

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from effcli.engine.data.corpus import Split
 from effcli.engine.data.order import training_order
 from effcli.engine.protocols import Batch, Loss
+from effcli.engine.records import Record
 from effcli.errors import InputError
 
 AHEAD = 64  # steps whose order is computed at one time
@@ -46,6 +47,10 @@ class Shuffled:
 
     def feedback(self, batch: Batch, loss: Loss) -> None:
         """A plain order does not listen."""
+
+    def hear(self, loss: float) -> Record | None:
+        """Nor does it care how well it goes."""
+        return None
 
     @property
     def unique_tokens(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from effcli.engine.data.source import TRUSTED
 from effcli.engine.data.tokenizers import Tokenizer, describe
 from effcli.engine.data.write import describe_file, shard_name
 from effcli.engine.runs.files import read_json, write_text
@@ -132,7 +133,7 @@ class Split:
         return np.fromfile(self._folder / name, dtype="<u8").astype(np.int64)
 
     def labels(self) -> NDArray[np.uint8] | None:
-        """The label of each document, for corpora that have them."""
+        """The label of each document; none where all have the first one, or there are none."""
         name = next((n for n in self._entry["files"] if n.endswith(".labels")), None)
         return None if name is None else np.fromfile(self._folder / name, dtype=np.uint8)
 
@@ -152,6 +153,7 @@ class Corpus:
             for name, entry in manifest["splits"].items()
         }
         self.train, self.val = self.splits["train"], self.splits["val"]
+        self.trusted = self.splits.get(TRUSTED)
 
     @classmethod
     def open(cls, folder: Path, *, check: bool = True) -> "Corpus":
@@ -180,6 +182,12 @@ class Corpus:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.resolve().name
+
+    @property
+    def label_names(self) -> list[str]:
+        """What each label of a document stands for; empty where documents have none."""
+        first, *others = [list(source.get("labels", [])) for source in self.manifest["sources"]]
+        return first if all(names == first for names in others) else []
 
     @property
     def hash(self) -> str:
@@ -241,3 +249,8 @@ class Corpus:
             "seconds": m["seconds"],
             "tokens_per_second": m["tokens_per_second"],
         }
+
+
+def tokenizer_of(data: str) -> Tokenizer:
+    """The tokenizer of a corpus that is there already, by path or by name."""
+    return Corpus.open(locate(data), check=False).tokenizer

@@ -17,13 +17,22 @@ class Hub:
 
     used: ClassVar[frozenset[str]] = frozenset({"text_column"})
 
-    def __init__(self, name: str, text_column: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        text_column: str | None = None,
+        *,
+        streaming: bool = False,
+        revision: str | None = None,
+    ) -> None:
+        """The newest revision by default; `streaming` keeps nothing of what is downloaded."""
         self.entry = CORPORA[name]
+        self._is_streamed = streaming or self.entry.streaming
         self.name = name
         self.tokenizer = self.entry.tokenizer
         self.held_out_share = self.entry.held_out_share
         self._column = text_column or self.entry.column
-        self._revision = self._newest_revision()
+        self._revision = revision or self._newest_revision()
         self._splits = self._open()
         self.splits = frozenset(
             ours for ours, theirs in _HUB_NAMES.items() if theirs in self._splits
@@ -49,7 +58,7 @@ class Hub:
                     self.entry.hub_id,
                     self.entry.config,
                     revision=self._revision,
-                    streaming=self.entry.streaming,
+                    streaming=self._is_streamed,
                 )
             )
 
@@ -62,7 +71,7 @@ class Hub:
                 f"--text-column is one of: {', '.join(data.column_names)}",
             )
         self._rows_read = 0
-        self._rows_total = None if self.entry.streaming else len(data)
+        self._rows_total = None if self._is_streamed else len(data)
         texts = self._texts(data)
         yield from map(Row, _articles(texts) if self.entry.rows == "wikitext" else texts)
 

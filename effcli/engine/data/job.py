@@ -17,7 +17,7 @@ from effcli.engine.data import tokenizers
 from effcli.engine.data.checks import require_text, require_usable
 from effcli.engine.data.corpus import SCHEMA, manifest_hash
 from effcli.engine.data.progress import Progress
-from effcli.engine.data.source import SPLITS, Item, Source, items
+from effcli.engine.data.source import SPLITS, TRUSTED, Item, Source, items
 from effcli.engine.data.sources import Plan
 from effcli.engine.data.stream import ELSEWHERE, MIX_PIECE, Flowing, Mixer, Router, tokenized
 from effcli.engine.data.tokenizers import Tokenizer
@@ -69,7 +69,8 @@ class Job:
     def _make(self) -> None:
         tokenizer = self._tokenizer()
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-        for split in SPLITS:
+        trusted = [TRUSTED] if any(TRUSTED in source.splits for source in self._sources) else []
+        for split in (*trusted, *SPLITS):
             done = self._progress.writers.get(split)
             limit = self._settings.shard_tokens
             self._writers[split] = SplitWriter(self._work, split, dtype, limit, done)
@@ -100,7 +101,8 @@ class Job:
         """Which splits are written together: held-out text is known before training text."""
         if len(self._sources) > 1:
             return [frozenset({split}) for split in SPLITS]
-        own = [split for split in SPLITS if split in self._sources[0].splits and split != "train"]
+        known = self._sources[0].splits - {"train"}
+        own = [split for split in (TRUSTED, *SPLITS) if split in known]
         return [*(frozenset({split}) for split in own), frozenset(SPLITS).difference(own)]
 
     def _tokenizer(self) -> Tokenizer:
@@ -113,7 +115,7 @@ class Job:
             self._watch(Notice(f"training the tokenizer {self._plan.tokenizer}"))
             tokenizer: Tokenizer = make(self._sample(), int(argument))
         else:
-            tokenizer = make(kind)
+            tokenizer = make(argument or kind)
         tokenizer.save(path)
         return tokenizer
 
@@ -208,9 +210,9 @@ class Job:
         self._progress.rows += 1
         ids = np.concatenate(([np.uint32(tokenizer.separator)], ids))
         size = len(item.data)
-        if item.split != "train":
+        if item.split not in ("train", TRUSTED):
             self._router.held_out.add(item.digest)
-        elif limit is not None and len(ids) > limit - writer.tokens:
+        elif item.split == "train" and limit is not None and len(ids) > limit - writer.tokens:
             ids = ids[: limit - writer.tokens]
             size = int(tokenizer.token_bytes[ids].sum())
         if len(ids):

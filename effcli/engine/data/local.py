@@ -8,20 +8,22 @@ import json
 import lzma
 import os
 from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import IO, Any
 
-from effcli.engine.data.source import Row
+from effcli.engine.data.source import Row, cut_bytes, label_name, parts
 from effcli.engine.data.write import describe_file
 from effcli.errors import InputError, ResourceError
 
 SEPARATOR = "<|endoftext|>"
 BLOCK = 2**20  # bytes read at a time
 LONGEST_LINE = 2**26  # bytes of one line of JSON; a longer one is rejected, not held in memory
-UNDIVIDED = 2**14  # bytes; longer plain text is cut, so that it can be split and mixed
-PLAIN_PIECE = 2**13  # bytes of each part of it
+MOST_LABELS = 2**8  # a label is a byte
 PLAIN = (".txt", ".md")
 SUFFIXES = (*PLAIN, ".jsonl", ".ndjson", ".parquet", ".arrow")
+Pair = tuple[object, object]  # what stands where the text is expected, and where the label
 _OPENERS: dict[str, Callable[[Any], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".xz": lzma.LZMAFile,
@@ -37,7 +39,10 @@ def _zstd(raw: IO[bytes]) -> Any:
 
 
 class Local:
-    """A file, a folder or a glob; with `val` and `test` from files of their own, if given."""
+    """A file, a folder or a glob; with `val` and `test` from files of their own, if given.
+
+    Labels are numbered as they appear in the files of `train`; `describe()` names them.
+    """
 
     tokenizer = "bpe:4096"
     held_out_share = 0.05
@@ -48,12 +53,14 @@ class Local:
         text_column: str | None = None,
         separator: str | None = None,
         held_out: dict[str, Path] | None = None,
+        label_column: str | None = None,
     ) -> None:
         self._files = {"train": find(place)}
         for split, path in (held_out or {}).items():
             self._files[split] = find(str(path))
         self.splits = frozenset(self._files)
         self.name = title(place)
+        self._place, self._label_column = place, label_column
         self._column = text_column or "text"
         self._separator = (separator or SEPARATOR).encode()
         everything = [file for files in self._files.values() for file in files]
@@ -61,6 +68,7 @@ class Local:
         self.used = frozenset(
             (["separator"] if plain else [])
             + (["text_column"] if len(plain) < len(everything) else [])
+            + (["label_column"] if not set(plain).issuperset(self._files["train"]) else [])
         )
         self._read = 0
         self._total = 1
@@ -76,13 +84,31 @@ class Local:
     def rows(self, split: str) -> Iterator[Row]:
         """Every document of every file, in the order of their names."""
         files = self._files[split]
+        numbers = self._numbers if split == "train" else {}
         self._read, self._total = 0, max(1, sum(file.stat().st_size for file in files))
         for file in files:
             before = self._read
-            yield from self._rows_of(file)
+            for text, value in self._pairs(file):
+                yield Row(text, numbers[label_name(value)] if numbers else 0)
             self._read = before + file.stat().st_size
 
-    def _rows_of(self, file: Path) -> Iterator[Row]:
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """A pass of its own, so that what is begun anywhere numbers the labels alike."""
+        if self._label_column is None:
+            return {}
+        found: dict[str, int] = {}
+        for file in self._files["train"]:
+            for _, value in self._pairs(file):
+                found.setdefault(label_name(value), len(found))
+                if len(found) > MOST_LABELS:
+                    message = f"{file}: {self._label_column!r} has more than {MOST_LABELS} values"
+                    raise InputError(message, "--label-column is for a few kinds of documents")
+        if not any(found):
+            raise InputError(f"nothing in {self._place} has a label {self._label_column!r}")
+        return found
+
+    def _pairs(self, file: Path) -> Iterator[Pair]:
         kind = _kind(file)
         try:
             if kind in (".parquet", ".arrow"):
@@ -92,7 +118,8 @@ class Local:
                 counted = _Counted(raw, self)
                 opener = _OPENERS.get(file.suffix.lower())
                 stream = opener(counted) if opener else counted
-                yield from self._plain(stream) if kind in PLAIN else self._json(stream, file)
+                plain = zip(self._plain(stream), repeat(None)) if kind in PLAIN else None
+                yield from plain or self._json(stream, file)
         except PermissionError as error:
             raise ResourceError(f"{file} may not be read", "change its permissions") from error
         except (OSError, EOFError, lzma.LZMAError) as error:
@@ -102,68 +129,63 @@ class Local:
                 raise InputError(f"{file} is damaged: {error}") from error
             raise
 
-    def _plain(self, stream: Any) -> Iterator[Row]:
+    def _plain(self, stream: Any) -> Iterator[bytes]:
         """Documents between separators; a long one in parts, however long its lines."""
         kept = b""
         while block := stream.read(BLOCK):
             *whole, kept = (kept + block).split(self._separator)
             for document in whole:
-                yield from _parts(document)
+                yield from parts(document)
             if len(kept) > BLOCK:
-                *parts, kept = _cut_bytes(kept)
-                yield from (Row(part) for part in parts if part.strip())
-        yield from _parts(kept, is_last=True)
+                *pieces, kept = cut_bytes(kept)
+                yield from (part for part in pieces if part.strip())
+        yield from parts(kept, is_last=True)
 
-    def _json(self, stream: Any, file: Path) -> Iterator[Row]:
+    def _json(self, stream: Any, file: Path) -> Iterator[Pair]:
         lines = io.BufferedReader(stream, BLOCK)
         self._has_column = False
         while line := lines.readline(LONGEST_LINE):
             if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
                 while (rest := lines.readline(BLOCK)) and not rest.endswith(b"\n"):
                     pass
-                yield Row(None)
+                yield None, None
             elif not line.isspace():
-                yield Row(self._field(line, file))
+                yield self._fields(line, file)
 
-    def _field(self, line: bytes, file: Path) -> object:
+    def _fields(self, line: bytes, file: Path) -> Pair:
         try:
             row = json.loads(line)
         except UnicodeDecodeError:
-            return line  # bytes that are not UTF-8: counted as such
+            return line, None  # bytes that are not UTF-8: counted as such
         except (ValueError, RecursionError):
-            return None
+            return None, None
         if not isinstance(row, dict):
-            return None
+            return None, None
         if self._column not in row and not self._has_column:  # a single row may lack it
             raise InputError(
                 f"{file} begins without the field {self._column!r}",
                 f"--text-column is one of: {', '.join(map(str, list(row)[:12]))}",
             )
         self._has_column = True
-        return row.get(self._column)
+        return row.get(self._column), row.get(self._label_column)
 
-    def _table(self, file: Path, kind: str) -> Iterator[Row]:
-        import pyarrow as arrow
+    def _table(self, file: Path, kind: str) -> Iterator[Pair]:
         from pyarrow import parquet
 
         if kind == ".parquet":
             table = parquet.ParquetFile(file)
             names = table.schema_arrow.names
-            batches = table.iter_batches(batch_size=256, columns=[self._column])
+            wanted = [name for name in (self._column, self._label_column) if name in names]
+            batches = table.iter_batches(batch_size=256, columns=wanted)
         else:
             names, batches = _arrow(file)
         if self._column not in names:
             hint = f"--text-column is one of: {', '.join(names)}"
             raise InputError(f"{file} has no column {self._column!r}", hint)
         for batch in batches:
-            column = batch.column(batch.schema.names.index(self._column))
-            if arrow.types.is_string(column.type):  # as bytes, so that a bad row is one bad row
-                column = column.view(arrow.binary())
-            elif arrow.types.is_large_string(column.type):
-                column = column.view(arrow.large_binary())
-            column.validate(full=True)  # else offsets of a damaged file lead anywhere in memory
-            for value in column:
-                yield Row(value.as_py())
+            texts, label = _column(batch, self._column), self._label_column
+            labels = _column(batch, label) if label in names else repeat(None)
+            yield from zip(texts, labels)  # noqa: B905
 
     def share_read(self) -> float | None:
         """By bytes of the files, compressed as they are."""
@@ -175,6 +197,7 @@ class Local:
             "kind": "local",
             "column": self._column,
             "separator": self._separator.decode(),
+            **({"labels": list(self._numbers)} if self._label_column else {}),
             "files": {
                 split: [{"path": str(file.resolve()), **describe_file(file)} for file in files]
                 for split, files in sorted(self._files.items())
@@ -198,6 +221,18 @@ class _Counted(io.RawIOBase):
         return len(data)
 
 
+def _column(batch: Any, name: str | None) -> Iterator[object]:
+    import pyarrow as arrow
+
+    column = batch.column(batch.schema.names.index(name))
+    if arrow.types.is_string(column.type):  # as bytes, so that a bad row is one bad row
+        column = column.view(arrow.binary())
+    elif arrow.types.is_large_string(column.type):
+        column = column.view(arrow.large_binary())
+    column.validate(full=True)  # else offsets of a damaged file lead anywhere in memory
+    return (value.as_py() for value in column)
+
+
 def _arrow(file: Path) -> tuple[list[str], Iterator[Any]]:
     import pyarrow as arrow
 
@@ -207,32 +242,6 @@ def _arrow(file: Path) -> tuple[list[str], Iterator[Any]]:
     except arrow.ArrowInvalid:  # the other of Arrow's two formats
         table = arrow.ipc.open_file(arrow.memory_map(str(file)))
         return table.schema.names, map(table.get_batch, range(table.num_record_batches))
-
-
-def _parts(document: bytes, is_last: bool = False) -> Iterator[Row]:
-    if len(document) <= UNDIVIDED:
-        if document.strip() or not is_last:  # the end of a file is no document
-            yield Row(document.strip(b"\r\n"))
-        return
-    yield from (Row(part) for part in _cut_bytes(document) if part.strip())
-
-
-def _cut_bytes(text: bytes) -> Iterator[bytes]:
-    """Parts of about PLAIN_PIECE bytes: at a blank line, else a line, a space, a character."""
-    start = 0
-    while len(text) - start > PLAIN_PIECE:
-        end = start + PLAIN_PIECE
-        for mark in (b"\n\n", b"\n", b" "):
-            at = text.rfind(mark, start + PLAIN_PIECE // 2, end)
-            if at > 0:
-                end = at + len(mark)
-                break
-        else:
-            while text[end] & 0b1100_0000 == 0b1000_0000 and end > start + 1:
-                end -= 1  # inside a character of several bytes
-        yield text[start:end]
-        start = end
-    yield text[start:]
 
 
 def find(place: str) -> list[Path]:

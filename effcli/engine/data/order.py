@@ -20,7 +20,8 @@ def mix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _mix64_array(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix64_array(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scramble each number as `mix64` does."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -37,7 +38,7 @@ def permuted(indices: NDArray[np.int64], size: int, key: int) -> NDArray[np.int6
     while outside.any():
         left, right = result[outside] >> np.uint64(half), result[outside] & low
         for round_key in keys:
-            left, right = right, left ^ (_mix64_array(right ^ round_key) & low)
+            left, right = right, left ^ (mix64_array(right ^ round_key) & low)
         result[outside] = (left << np.uint64(half)) | right
         outside[outside] = result[outside] >= np.uint64(size)
     return result.astype(np.int64)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from effcli.engine.data import tokenizers
-from effcli.engine.data.corpus import Corpus, remember
+from effcli.engine.data.corpus import Corpus, remember, tokenizer_of
 from effcli.engine.data.job import Job
 from effcli.engine.data.sources import Plan, open_source, open_sources, plan
 from effcli.engine.records import Stop, Watch, never, unwatched
@@ -55,13 +55,15 @@ def prepare(
 def _request(settings: PrepareSettings, chosen: Plan) -> dict[str, Any]:
     """What decides the content of a corpus, as far as the user said it."""
     asked = settings.model_dump(mode="json", exclude=set(settings.PLACES))
-    return {**asked, "sources": list(chosen.names), "tokenizer": chosen.tokenizer}
+    kind, argument = tokenizers.parse(chosen.tokenizer)
+    # By its hash: a corpus can get another tokenizer, and one corpus has several names.
+    tokenizer = f"like:{tokenizer_of(argument).hash}" if kind == "like" else chosen.tokenizer
+    return {**asked, "sources": list(chosen.names), "tokenizer": tokenizer}
 
 
 def _check_same(folder: Path, request: dict[str, Any], settings: PrepareSettings) -> None:
     manifest = Corpus.open(folder).manifest
-    if manifest["request"] != request:
-        changed = [name for name in request if request[name] != manifest["request"].get(name)]
+    if changed := [name for name in request if request[name] != manifest["request"].get(name)]:
         message = f"{folder} was prepared with other settings ({', '.join(changed)})"
         raise InputError(message, "choose another --out, or replace it with --force")
     known = zip(request["sources"], manifest["sources"], manifest["stamps"], strict=True)

@@ -5,9 +5,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from effcli.errors import InputError
+
 SPLITS = ("val", "test", "train")  # held-out text first: it must be known before training text
+TRUSTED = "holdout"  # a split that only few corpora have; it may be trained on
 LONGEST_DOCUMENT = 2**20  # bytes; a longer one is cut, so that memory stays bounded
 PIECE = 2**16  # bytes of each part of a document that was cut
+UNDIVIDED = 2**14  # bytes; longer plain text is cut, so that it can be split and mixed
+PLAIN_PIECE = 2**13  # bytes of each part of it
+LONGEST_LABEL = 100  # characters
 
 
 class Row(NamedTuple):
@@ -136,3 +142,42 @@ def _word_start(text: str, low: int, high: int) -> int:
         if text[at + 1].isalpha() and not text[at - 1].isspace():
             return at
     return high
+
+
+def parts(document: bytes, is_last: bool = False) -> Iterator[bytes]:
+    """A document of plain text, in parts if it is long; the end of a file is no document."""
+    if len(document) <= UNDIVIDED:
+        if document.strip() or not is_last:
+            yield document.strip(b"\r\n")
+        return
+    yield from (part for part in cut_bytes(document) if part.strip())
+
+
+def cut_bytes(text: bytes) -> Iterator[bytes]:
+    """Parts of about PLAIN_PIECE bytes: at a blank line, else a line, a space, a character."""
+    start = 0
+    while len(text) - start > PLAIN_PIECE:
+        end = start + PLAIN_PIECE
+        for mark in (b"\n\n", b"\n", b" "):
+            at = text.rfind(mark, start + PLAIN_PIECE // 2, end)
+            if at > 0:
+                end = at + len(mark)
+                break
+        else:
+            while text[end] & 0b1100_0000 == 0b1000_0000 and end > start + 1:
+                end -= 1  # inside a character of several bytes
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def label_name(value: object) -> str:
+    """What a label is known by: a short text or a whole number; nothing where there is none."""
+    if isinstance(value, bytes):
+        value = value.decode("utf8", "replace")
+    if value is None:
+        return ""
+    if not isinstance(value, str | int) or len(str(value)) > LONGEST_LABEL:
+        message = f"a label is neither a short text nor a whole number: {str(value)[:100]}"
+        raise InputError(message, "choose another --label-column")
+    return str(value).encode("utf8", "replace").decode()  # half a surrogate pair cannot be kept

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from effcli.catalog import SOURCES
-from effcli.engine.data.source import Source
+from effcli.engine.data.source import SPLITS, TRUSTED, Source
 from effcli.errors import InputError
 from effcli.settings.corpora import CORPORA, MIXES
 from effcli.settings.prepare import PrepareSettings
@@ -48,7 +48,8 @@ def plan(settings: PrepareSettings) -> Plan:
         raise InputError("repeat: such a mix would never end", "give --max-tokens, too")
     tokenizer = settings.tokenizer or _default_tokenizer(names, title)
     title = title or "+".join(_short_name(name) for name in names)
-    suffix = tokenizer.replace(":", "")
+    kind, _, argument = tokenizer.partition(":")
+    suffix = f"like-{Path(argument).name[:80]}" if kind == "like" else kind + argument
     return Plan(names, shares, tokenizer, f"{title[:80]}-{suffix}")
 
 
@@ -103,8 +104,11 @@ def open_source(name: str, settings: PrepareSettings) -> Source:
     if kind == "hub":
         opened = make(name, settings.text_column)
     elif kind == "local":
-        held_out = {s: p for s, p in (("val", settings.val), ("test", settings.test)) if p}
-        opened = make(name, settings.text_column, settings.separator, held_out)
+        files = {"val": settings.val, "test": settings.test, TRUSTED: settings.holdout}
+        held_out = {split: path for split, path in files.items() if path}
+        opened = make(
+            name, settings.text_column, settings.separator, held_out, settings.label_column
+        )
     else:
         opened = make(name.partition(":")[2])
     return opened
@@ -112,14 +116,16 @@ def open_source(name: str, settings: PrepareSettings) -> Source:
 
 def open_sources(chosen: Plan, settings: PrepareSettings, given: Collection[str]) -> list[Source]:
     """Open every source. A setting in `given` that none of them heeds is an error."""
-    has_own = settings.val is not None or settings.test is not None
+    has_own = any((settings.val, settings.test, settings.holdout))
     if has_own and (len(chosen.names) > 1 or _kind(chosen.names[0])[0] != "local"):
-        raise InputError("--val and --test go with one local source")
+        raise InputError("--val, --test and --holdout go with one local source")
     sources = [open_source(name, settings) for name in chosen.names]
-    for field in ("text_column", "separator"):
+    if settings.label_column is not None and len(chosen.names) > 1:
+        raise InputError("--label-column goes with one source", "a folder or a glob may be one")
+    for field in ("text_column", "label_column", "separator"):
         if field in given and not any(field in getattr(s, "used", ()) for s in sources):
             raise InputError(f"{field}: has no effect on {', '.join(chosen.names)}")
-    is_hashed = any(len(source.splits) < 3 for source in sources)
+    is_hashed = any(not source.splits.issuperset(SPLITS) for source in sources)
     if "held_out_share" in given and not is_hashed:
         raise InputError("held_out_share: has no effect, the source brings its own splits")
     if "bpe_sample" in given and not chosen.tokenizer.startswith("bpe:"):

@@ -161,6 +161,10 @@ def parse(spec: str) -> tuple[str, str]:
         if not argument.isdecimal() or not 257 < int(argument) <= 2**18:
             hint = "bpe:N makes N ids, 258 to 262144, for example bpe:4096"
             raise InputError(f"there is no tokenizer {spec!r}", hint)
+    elif kind == "like":
+        if not argument:
+            hint = "like:CORPUS takes over the tokenizer of a prepared corpus"
+            raise InputError(f"there is no tokenizer {spec!r}", hint)
     elif argument:
         raise InputError(f"there is no tokenizer {spec!r}", f"{kind} takes no number")
     return kind, argument

@@ -32,12 +32,13 @@ class Meter:
 
     @contextmanager
     def timing(self, account: str) -> Iterator[None]:
-        """Book the time until the end of the block on an account."""
-        started = time.perf_counter()
+        """Book the time until the end of the block on an account, but for what is booked in it."""
+        before, started = sum(self.seconds.values()), time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[account] += time.perf_counter() - started
+            elsewhere = sum(self.seconds.values()) - before
+            self.seconds[account] += time.perf_counter() - started - elsewhere
 
     def spent_flops(self) -> float:
         """What a budget pays for: everything but evaluation."""

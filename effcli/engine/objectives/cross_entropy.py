@@ -22,18 +22,21 @@ def head_loss(
     features: Float[Tensor, "batch time width"],
     targets: Int[Tensor, "batch time"],
     rows: int | None = None,
+    weights: Float[Tensor, " batch"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch time"]]:
     """Mean loss, to be differentiated, and the loss at every position; in nats.
 
-    `rows` positions have logits at one time; by default what suits the processor.
+    `rows` positions have logits at one time; by default what suits the processor. With
+    `weights`, one for each sequence, the mean is of weighted losses.
     """
     if rows is None:
         rows = 4096 if features.is_cuda else max(256, CHUNK_LOGITS // model.vocab_size)
     x, head = features.flatten(0, 1), model.head
     # Inside the function it cannot be asked: there, gradients are always off.
     is_trained = torch.is_grad_enabled() and (x.requires_grad or head.requires_grad)
-    shape = (model.vocab_size, model.soft_cap, rows, is_trained)
-    mean, each = _ChunkedCrossEntropy.apply(x, head, targets.flatten(), *shape)  # type: ignore[no-untyped-call]
+    how = (model.vocab_size, model.soft_cap, rows, is_trained)
+    every = None if weights is None else weights.repeat_interleave(targets.shape[1])
+    mean, each = _ChunkedCrossEntropy.apply(x, head, targets.flatten(), every, how)  # type: ignore[no-untyped-call]
     return mean, each.view_as(targets)
 
 
@@ -44,11 +47,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         x: Tensor,
         head: Tensor,
         targets: Tensor,
-        vocab: int,
-        soft_cap: float,
-        rows: int,
-        is_trained: bool,
+        weights: Tensor | None,
+        how: tuple[int, float, int, bool],
     ) -> tuple[Tensor, Tensor]:
+        vocab, soft_cap, rows, is_trained = how
         weight = head.to(x.dtype)
         each = torch.empty(len(x), dtype=torch.float32, device=x.device)
         if is_trained:
@@ -72,17 +74,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             gradient.scatter_add_(1, column, torch.full_like(column, -1, dtype=gradient.dtype))
             if soft_cap:
                 gradient.addcmul_(gradient, squashed, value=-1).mul_(squashed).mul_(4)
+            if weights is not None:
+                gradient.mul_(weights[part].unsqueeze(1))
             gradient = gradient.to(x.dtype)
             x_gradient[part] = gradient @ weight[:vocab]
             head_gradient[:vocab] += gradient.T @ x[part]
         if is_trained:
             ctx.save_for_backward(x_gradient, head_gradient)
         ctx.mark_non_differentiable(each)
-        return each.mean(), each
+        return (each if weights is None else each * weights).mean(), each
 
     @staticmethod
     def backward(ctx: Any, mean_gradient: Tensor, _: Tensor) -> Any:
         x_gradient, head_gradient = ctx.saved_tensors
         scale = mean_gradient / len(x_gradient)
         x_gradient = (x_gradient.float() * scale).to(x_gradient.dtype)
-        return x_gradient, head_gradient * scale, *[None] * 5
+        return x_gradient, head_gradient * scale, None, None, None

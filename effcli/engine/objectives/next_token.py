@@ -13,7 +13,7 @@ class NextToken:
     def __call__(self, model: LanguageModel, batch: Batch) -> Loss:
         """One forward pass."""
         features = model.features(batch.inputs)
-        mean, each = head_loss(model, features, batch.targets, self._rows)
+        mean, each = head_loss(model, features, batch.targets, self._rows, batch.weights)
         return Loss(mean, each.mean(1), features.detach())
 
     def flops(self, model: LanguageModel, batch: Batch) -> dict[str, float]:

@@ -25,7 +25,7 @@ from effcli.settings.layers import read_toml
 from effcli.settings.train import BUDGETS
 
 UNITS = ("tokens", "flops", "seconds")
-_NOT_THE_METHOD = {
+NOT_THE_METHOD = {
     *BUDGETS,
     *("seed", "data", "preset", "eval_every", "save_every", "save_at", "keep", "tune"),
     *("price_per_hour", "device", "evaluation", "energy", "track", "page"),
@@ -36,14 +36,12 @@ Points = list[tuple[float, float]]
 def compare(folders: list[Path]) -> dict[str, Any]:
     """A row for each run; the first run and its siblings at other budgets are the reference."""
     reports = [report_of(folder) for folder in folders]
-    texts = [
-        _held_out_text(folder, report) for folder, report in zip(folders, reports, strict=True)
-    ]
+    texts = [held_out_text(folder, report) for folder, report in zip(folders, reports, strict=True)]
     methods = [_method(folder) for folder in folders]
     siblings = [
         report
         for report, method, text in zip(reports, methods, texts, strict=True)
-        if method == methods[0] and text == texts[0] and _is_comparable(report)
+        if method == methods[0] and text == texts[0] and is_comparable(report)
     ]
     notes = []
     if len(set(texts)) > 1:
@@ -59,7 +57,7 @@ def compare(folders: list[Path]) -> dict[str, Any]:
     for report, text in zip(reports, texts, strict=True):
         gains: dict[str, float | str] = {}
         is_reference = report in siblings
-        if text == texts[0] and siblings and _is_comparable(report) and not is_reference:
+        if text == texts[0] and siblings and is_comparable(report) and not is_reference:
             found = {unit: _gain(unit, report, siblings) for unit in UNITS}
             gains = {unit: gain for unit, gain in found.items() if gain is not None}
         rows.append(_row(report, gains, is_reference))
@@ -74,24 +72,26 @@ def compare(folders: list[Path]) -> dict[str, Any]:
 
 def _method(folder: Path) -> str:
     settings = read_toml(folder / CONFIG)
-    kept = {name: value for name, value in settings.items() if name not in _NOT_THE_METHOD}
+    kept = {name: value for name, value in settings.items() if name not in NOT_THE_METHOD}
     kept["batch"] = {name: n for name, n in settings["batch"].items() if name != "micro"}
     tuning = RunDir(folder).env().get("tuning") or {}
     return json.dumps([kept, tuning.get("chosen")], sort_keys=True)
 
 
-def _held_out_text(folder: Path, report: Report) -> tuple[Any, ...]:
+def held_out_text(folder: Path, report: Report) -> tuple[Any, ...]:
     """What a run was judged on: losses on other windows say nothing about each other."""
     windows = None if report.held_out is None else report.held_out.windows
     corpus = RunDir(folder).env()["corpus"]["hash"]
     return corpus, read_toml(folder / CONFIG)["model"]["context"], windows
 
 
-def _is_comparable(report: Report) -> bool:
+def is_comparable(report: Report) -> bool:
+    """Whether a run has ended, so that its loss says what its budget came to."""
     return report.status == "complete" and report.held_out is not None and report.steps > 0
 
 
-def _cost(report: Report, unit: str) -> float:
+def cost_of(report: Report, unit: str) -> float:
+    """What a run and its tuning took, in one of UNITS."""
     costs = {"tokens": report.tokens, "flops": report.cost_flops, "seconds": report.cost_seconds}
     before = 0.0 if report.tuning is None else getattr(report.tuning, unit)
     return float(costs[unit] + before)
@@ -107,8 +107,8 @@ def _gain(unit: str, report: Report, siblings: list[Report]) -> float | str | No
 
     None where there is neither: a reference that does not get better with more.
     """
-    losses, costs = np.array([(_loss(s), _cost(s, unit)) for s in siblings]).T
-    loss, cost = _loss(report), _cost(report, unit)
+    losses, costs = np.array([(_loss(s), cost_of(s, unit)) for s in siblings]).T
+    loss, cost = _loss(report), cost_of(report, unit)
     if len({sibling.tokens for sibling in siblings}) < 2:  # seeds of one budget: their mean
         sign = ">" if loss < losses.mean() else "<"
         return f"{sign}{costs.mean() / cost:.2f}"
@@ -127,7 +127,7 @@ def _row(report: Report, gains: dict[str, float | str], is_reference: bool) -> d
         "status": report.status,
         "loss": None if held_out is None else held_out.loss,
         "bits_per_byte": None if held_out is None else held_out.bits_per_byte,
-        **{unit: _cost(report, unit) for unit in UNITS},
+        **{unit: cost_of(report, unit) for unit in UNITS},
         "is_reference": is_reference,
         "multipliers": gains,
     }

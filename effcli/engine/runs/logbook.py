@@ -1,6 +1,8 @@
 """Everything that is written down during a run, and shown to whoever watches."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from effcli.engine.device import Device
 from effcli.engine.measure.energy import EnergyCounter
@@ -32,6 +34,19 @@ class Logbook:
     def wall(self) -> float:
         """Seconds since the run began, pauses between processes left out."""
         return self.wall_before + time.perf_counter() - self._started
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time that no account and no total of this run includes."""
+        started = time.perf_counter()
+        yield
+        self.wall_before -= time.perf_counter() - started
+
+    def bill(self, account: str, flops: float, seconds: float) -> None:
+        """Book work that was done for this run, whoever did it."""
+        self._meter.charge(account, flops)
+        self._meter.seconds[account] += seconds
+        self.wall_before += seconds
 
     def count_energy(self, counter: EnergyCounter) -> None:
         """Book joules from now on."""

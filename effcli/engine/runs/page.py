@@ -54,6 +54,7 @@ def write_page(folder: Path, report: Report) -> Path:
             config=(folder / CONFIG).read_text("utf8"),
             samples=[row for row in rows if row["kind"] == "sample"],
             plots=[Markup(svg) for svg in _plots(report, rows)],
+            choices=[Markup(svg) for svg in _choices(rows)],
         )
     except (*DAMAGED, jinja2.TemplateError) as error:
         raise InputError(f"the run in {folder} is damaged: {error}") from error
@@ -90,6 +91,35 @@ def _plots(report: Report, rows: list[dict[str, Any]]) -> list[str]:
     drawn.append(plots.bars("FLOPs", {k: v for k, v in report.flops.items() if v}))
     accounts = {k: v for k, v in report.seconds.items() if v and k != "total"}
     drawn.append(plots.bars("seconds", accounts))
+    return drawn
+
+
+def _choices(rows: list[dict[str, Any]]) -> list[str]:
+    """What a selective run read, over time; nothing for a run that read everything."""
+    tokens = {row["step"]: row["tokens"] for row in rows if row["kind"] == "evaluation"}
+    told = [row for row in rows if row["kind"] == "selection" and "admitted" in row["facts"]]
+    if not told:
+        return []
+
+    def over_time(name: str) -> plots.Series:
+        return [(tokens[row["step"]], row["facts"][name]) for row in told]
+
+    window = {"admitted share": over_time("admitted"), "stage": over_time("stage")}
+    drawn = [
+        plots.curves("tokens", "window of difficulty", window, {}),
+        plots.curves("tokens", "clusters chosen from", {"used": over_time("clusters_used")}, {}),
+        plots.curves(
+            "tokens", "entropy of clusters, nats", {"h": over_time("cluster_entropy")}, {}
+        ),
+    ]
+    last = told[-1]["facts"]["histogram"]
+    centers = [(low + high) / 2 for low, high in pairwise(last["edges"])]
+    lines = {
+        name: [(x, n / max(1, sum(last[key]))) for x, n in zip(centers, last[key], strict=True)]
+        for name, key in (("looked at", "looked_at"), ("chosen", "chosen"))
+    }
+    label = "uncertainty of the last candidates, deviations"
+    drawn.append(plots.curves(label, "share of the passages", lines, {}))
     return drawn
 
 

@@ -56,6 +56,34 @@ class Tuning(_Piece):
     """Held-out loss of every trial; none where it diverged."""
 
 
+class Selection(_Piece):
+    """What a selective run read, and what choosing it cost."""
+
+    ratio: float
+    """Share of the pool that was to be read."""
+    mode: str
+    """`file`: trusted text was given; `alike`: the pool is like held-out text; else `none`."""
+    unique_tokens: int
+    overhead_in_loop: float
+    """Seconds of choosing during training, as a share of those of training."""
+    overhead_all_in: float
+    """With those of scoring the corpus before."""
+    flops_in_loop: float
+    """The same in FLOPs."""
+    flops_all_in: float
+    contamination: float | None
+    """Estimated share of the pool that trusted text is not like."""
+    duplicates_removed: int
+    """Tokens of copies that could not be read."""
+    clusters: int
+    cluster_entropy: float | None
+    """Of the last choice, in nats."""
+    precision: float | None
+    """Share of the chosen tokens that is labeled as good."""
+    reused: int | None = None
+    """Candidates whose uncertainty an earlier run had kept; none where nothing is reused."""
+
+
 class Report(_Piece):
     """`report.json`, and what `--json` prints. Documented in docs/report.md."""
 
@@ -79,10 +107,13 @@ class Report(_Piece):
     cost: float | None
     tuning: Tuning | None = None
     tail: list[float] | None = None
+    selection: Selection | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The document, with the schema's number under its public name."""
         content = self.model_dump(mode="json")
+        if content["selection"] is None:  # as in every run that reads everything
+            del content["selection"]
         if content["held_out"] and content["held_out"]["entropy_bits_per_byte"] is None:
             del content["held_out"]["entropy_bits_per_byte"]  # only generated text has a known one
         return {"schema": content.pop("schema_version"), **content}
@@ -157,6 +188,30 @@ def _report(
         cost=None if price is None else price * seconds["total"] / 3600,
         tuning=None if "tuning" not in env else Tuning(**env["tuning"]),
         tail=last["tail"]["losses"] if "tail" in last else None,
+        selection=_selection(env["selection"], last, ledger) if "selection" in env else None,
+    )
+
+
+def _selection(
+    made: dict[str, Any], last: dict[str, dict[str, Any]], ledger: dict[str, Any]
+) -> Selection:
+    facts = last["selection"]["facts"] if "selection" in last else {}
+    shares = {}
+    for unit, name in (("seconds", "overhead"), ("flops", "flops")):
+        spent, trained = ledger[unit]["select"], ledger[unit]["train"] or 1.0
+        shares[f"{name}_in_loop"] = max(0.0, spent - made[unit]) / trained
+        shares[f"{name}_all_in"] = spent / trained
+    return Selection(
+        ratio=made["ratio"],
+        mode=made["mode"],
+        unique_tokens=ledger["unique_tokens"],
+        contamination=made["contamination"],
+        duplicates_removed=made["duplicate_tokens"],
+        clusters=made["clusters"],
+        cluster_entropy=facts.get("cluster_entropy"),
+        precision=facts.get("precision"),
+        reused=facts.get("reused"),
+        **shares,
     )
 
 

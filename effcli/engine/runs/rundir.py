@@ -99,6 +99,12 @@ class RunDir:
         sessions = [*before.get("sessions", []), {"started_at": _now(), "python": sys.version}]
         write_json(self.folder / ENV, {**before, **facts, **environment(), "sessions": sessions})
 
+    def withdraw(self) -> None:
+        """Take back what `begin` wrote, where nothing was done."""
+        if not (self.folder / ENV).exists():
+            for name in (CONFIG, TOKENIZER):
+                (self.folder / name).unlink(missing_ok=True)
+
     def asked(self) -> str:
         """Names what was asked for: the hash of what `begin` wrote."""
         return str(describe_file(self.folder / CONFIG)["sha256"])
@@ -185,6 +191,9 @@ class Bystander(RunDir):
         """Written by the other."""
 
     def describe(self, facts: dict[str, Any]) -> None:
+        """Written by the other."""
+
+    def withdraw(self) -> None:
         """Written by the other."""
 
     def append(self, record: Record) -> None:

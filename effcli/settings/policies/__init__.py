@@ -1,0 +1,1 @@
+"""The weights of learned policies, as TOML."""
