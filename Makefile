@@ -1,4 +1,4 @@
-# make demo    set up, then train on the embedded corpus and show the report
+# make demo    set up, then train on the embedded corpus, plainly and selectively, and compare
 # make test    set up, then run the tests
 # make check   everything that a change must pass
 # make bench-speed   training, writing and what surrounds them, beside plain scripts
@@ -26,6 +26,9 @@ demo: $(READY)
 	$(BIN)/eff prepare python --offline
 	$(BIN)/eff baseline --preset nano --data python-bpe4096 --out runs/demo --resume --offline
 	$(BIN)/eff generate runs/demo "def " --max-new-tokens 120 --offline
+	$(BIN)/eff aql --preset nano --data python-bpe4096 --ratio 0.5 --tokens 1500000 \
+		--out runs/demo-aql --resume --offline
+	$(BIN)/eff report runs/demo runs/demo-aql --offline
 
 # Two at a time: most of them use one core.
 test: $(READY)
