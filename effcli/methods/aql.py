@@ -1,5 +1,6 @@
 """Train on a chosen share of a pool."""
 
+from effcli.engine.objectives.self_distillation import SelfDistillation
 from effcli.engine.records import Notice, Stop, Watch, never, unwatched
 from effcli.engine.runs.report import Report
 from effcli.engine.selection import sidecar, visits
@@ -33,6 +34,9 @@ def run(settings: AqlSettings, watch: Watch = unwatched, stop: Stop = never) -> 
         assert isinstance(asked, AqlSettings)
         batches = selected(asked, session.parts, session.corpus, scores, yardstick)
         session.parts.batches = batches
+        if (before := batches.aids.snapshot) is not None:
+            weight, rows = asked.synth.distill, asked.device.loss_rows
+            session.parts.objective = SelfDistillation(before, weight, rows)
         kept = ("tokens", "passages", "clusters", "contamination", "duplicate_tokens")
         more = ("overlapping_tokens", "quarantined", "trusted_tokens", "flops")
         told = {name: facts[name] for name in (*kept, *more)}

@@ -90,6 +90,8 @@ class SynthSettings(Settings):
 
     jitter: bool = False
     """After the first pass, cut the third of the chosen text that is hardest at other places."""
+    distill: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Weight of the divergence from the model at the beginning of the round, on hard windows."""
     timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """Seconds that `--synth-cmd` has for its answers to one round."""
 

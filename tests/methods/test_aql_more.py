@@ -440,3 +440,13 @@ def test_held_out_text_is_refused_even_where_it_is_good() -> None:
     stolen[100:113], short[100:112] = held_out[77:90], held_out[77:89]
     assert gate.passes([fresh, stolen, short], 1.0).tolist() == [True, False, True]
     assert not gate.passes([fresh], 1.5).any()
+
+
+def test_self_distillation_is_billed_and_resumes_exactly(choosing: Make, place: Path) -> None:
+    name = "synth.distill=0.5"
+    report = aql.run(choosing(name, out=place / "whole"))
+    assert report.flops["teacher"] > 0
+    with pytest.raises(Stopped):
+        aql.run(choosing(name, out=place / "cut"), *stopping_after(7))
+    aql.run(choosing(name, out=place / "cut", resume=True))
+    assert not differences(final(place / "cut"), final(place / "whole"))

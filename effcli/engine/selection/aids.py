@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from effcli.engine.objectives.self_distillation import Snapshot
 from effcli.engine.selection.chooser import Chosen
 from effcli.engine.selection.listener import standardized
 from effcli.engine.selection.passages import Ids
@@ -24,6 +25,7 @@ class Aids:
     scorer: Scorer | None = None
     visits: Visits | None = None
     writer: Writer | None = None
+    snapshot: Snapshot | None = None
 
     def own(self, candidates: Candidates, pool: Pool, training_flops: float) -> Floats | None:
         """How uncertain each candidate is itself, standardized; NaN where it is not known."""

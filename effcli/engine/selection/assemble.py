@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from effcli.catalog import CURRICULA, POLICIES, SELECTORS, UNCERTAINTIES
 from effcli.engine.data.corpus import Corpus
 from effcli.engine.loop import Parts
+from effcli.engine.objectives.self_distillation import Snapshot
 from effcli.engine.plan import forecast
 from effcli.engine.protocols import Batch
 from effcli.engine.selection import holdout, sidecar, visits
@@ -109,6 +110,7 @@ def selected(
         scorer_of(settings, parts, uncertainty),
         visits_of(settings, parts, corpus),
         writer_of(settings, parts, corpus, scores, yardstick),
+        Snapshot(parts.model) if settings.synth.distill else None,
     )
     return Selected(pool, chooser, listener, reading, parts.meter, aids)
 

@@ -49,7 +49,7 @@ class Listener:
         trusted: Batch | None = None,
     ) -> None:
         """`trusted` text is what gradients are compared with, if at all."""
-        self._model, self._uncertainty, self._processes = model, uncertainty, processes
+        self.model, self._uncertainty, self._processes = model, uncertainty, processes
         self._governor, self._trusted = governor, trusted
         self._sums = torch.zeros(1 + len(SIGNALS), groups, dtype=torch.float64)
         self._pending: Tensor | None = None
@@ -69,16 +69,16 @@ class Listener:
         """Look at trusted text again, with the model as it is now."""
         if self._trusted is None:
             return
-        shape = (len(self._trusted), self._model.context)
-        cost = self._model.forward_flops(*shape)
+        shape = (len(self._trusted), self.model.context)
+        cost = self.model.forward_flops(*shape)
         if not self._governor.allows(training_flops, cost) and self._holdout is not None:
             return
         self._governor.spent(cost)
-        place = self._model.head.device
+        place = self.model.head.device
         batch = self._trusted.to(place)
         with torch.no_grad():
-            features = self._model.features(batch.inputs)
-            self._holdout = Holdout.of(self._model, features, batch.targets)
+            features = self.model.features(batch.inputs)
+            self._holdout = Holdout.of(self.model, features, batch.targets)
 
     @torch.no_grad()
     def hear(self, batch: Batch, loss: Loss, groups: Tensor) -> Tensor | None:
@@ -88,7 +88,7 @@ class Listener:
         """
         if not self._listens:
             return None
-        model, features = self._model, loss.features
+        model, features = self.model, loss.features
         self._uncertainty.observe(model, batch, features)
         score = self._uncertainty.score(model, batch, features)
         told = [score, loss.per_sequence, self._gradient_norms(batch, features)]
@@ -108,7 +108,7 @@ class Listener:
         """Mean of ‖p - e_y‖ ‖φ‖ over a few positions: the norm of the head's gradient there."""
         where = places(features.shape[1], _POSITIONS).to(features.device)
         few = looked_at(features, _POSITIONS)
-        slopes = residuals(self._model, few, batch.targets.index_select(1, where))
+        slopes = residuals(self.model, few, batch.targets.index_select(1, where))
         norms: Tensor = (slopes.norm(dim=-1) * few.float().norm(dim=-1)).mean(1)
         return norms
 
@@ -133,9 +133,9 @@ class Listener:
 
     def flops(self, sequences: int) -> float:
         """What listening to a step of so many sequences costs."""
-        time = self._model.context
-        cost = self._uncertainty.flops(self._model, sequences, time)
-        cost += head_flops(self._model, sequences * _POSITIONS)
+        time = self.model.context
+        cost = self._uncertainty.flops(self.model, sequences, time)
+        cost += head_flops(self.model, sequences * _POSITIONS)
         return cost + (0.0 if self._holdout is None else self._holdout.flops(sequences))
 
     @property

@@ -129,6 +129,8 @@ class Selected:
         """Choose what is read next, or what was chosen in the first pass once more."""
         reading = self._reading
         self._listener.begin_round(self._meter.flops["train"])
+        if self._number and self.aids.snapshot is not None:
+            self.aids.snapshot.take(self._listener.model)
         if self._pool.repeats and self._is_over():
             self._epoch, self._emitted_before = self._epoch + 1, self._emitted
             self._pool.begin(self._epoch, self._picked)
