@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from effcli.engine.selection import duplicates
-from effcli.engine.selection.duplicates import Duplicates, chunks, copies
+from effcli.engine.selection.duplicates import WIDTH, Duplicates, chunks, copies, shingle
 
 Row = NDArray[np.int64]
 VOCAB = 4096
@@ -151,11 +151,11 @@ def test_documents_shorter_than_a_shingle_are_copies_only_if_equal() -> None:
 def test_no_shingle_reaches_into_the_next_document() -> None:
     """The same texts with other neighbors have the same signatures, also beside short ones."""
     text, parts = _row(0, 12), [_row(seed, seed % 5) for seed in range(1, 10)]
-    alone = duplicates._signatures(text, np.array([0, 12]))
+    alone = duplicates._signatures(text, np.array([0, 12]), WIDTH)
     for part in parts:
         row, starts, lengths = _layout([part, text, part, text])
         edges = np.append(starts, starts[-1] + lengths[-1])
-        assert np.array_equal(duplicates._signatures(row, edges)[[1, 3]], alone[[0, 0]])
+        assert np.array_equal(duplicates._signatures(row, edges, WIDTH)[[1, 3]], alone[[0, 0]])
 
 
 def test_the_estimate_has_no_bias_and_the_error_of_128_throws() -> None:
@@ -164,7 +164,7 @@ def test_the_estimate_has_no_bias_and_the_error_of_128_throws() -> None:
         one = _row(seed, 400)
         other = _scattered(one, 0.04, seed)
         row, starts, _ = _layout([one, other])
-        a, b = duplicates._signatures(row, np.append(starts, len(row)))
+        a, b = duplicates._signatures(row, np.append(starts, len(row)), WIDTH)
         errors.append(np.mean(a == b) - _jaccard(one, other))
     assert abs(np.mean(errors)) < 4 * 0.042 / np.sqrt(200)
     assert np.std(errors) < 1.2 * 0.042  # sqrt(0.69 * 0.31 / 128)
@@ -228,3 +228,17 @@ def test_an_empty_text_has_no_copies() -> None:
     nothing = np.empty(0, dtype=np.int64)
     found = copies(nothing, nothing, nothing)
     assert found.group.shape == found.copy.shape == (0,)
+
+
+def test_shingles_of_bytes_are_as_long_as_those_of_words() -> None:
+    assert shingle(1000, 3400) == 5
+    assert shingle(1000, 1000) == 18
+    assert shingle(1000, 9000) == 5
+    random = np.random.default_rng(5)
+    words = [bytes(random.integers(97, 105, 4).astype(np.uint8)) + b" " for _ in range(8)]
+    texts = [b"".join(words[n] for n in random.integers(0, 8, 120)) for _ in range(20)]
+    row = np.concatenate([np.frombuffer(text, np.uint8) for text in texts]).astype(np.int64)
+    lengths = np.array([len(text) for text in texts])
+    starts = np.cumsum(lengths) - lengths
+    assert copies(row, starts, lengths, similar=0.6).copy.max() > 5  # by bytes all look alike
+    assert copies(row, starts, lengths, similar=0.6, width=18).copy.max() == 0

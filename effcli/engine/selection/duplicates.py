@@ -18,6 +18,7 @@ from effcli.engine.selection.passages import Ids, Text
 Hashes = NDArray[np.uint64]
 Signatures = NDArray[np.uint32]
 WIDTH = 5  # tokens of a shingle; documents of fewer can only be the same
+BYTES = 18  # that five tokens have, roughly: where they are short, all texts share them
 PERMUTATIONS, BANDS = 128, 32  # two documents of similarity 0.8 share a band but once in 10^7
 SIMILAR = 0.8
 CHUNK = 2**19  # tokens; what is made of them stays in the cache of a processor
@@ -37,6 +38,11 @@ class Duplicates:
     """Of each document: how many of its group come before it."""
 
 
+def shingle(tokens: int, size: int) -> int:
+    """Tokens of a shingle, for a text of so many tokens and bytes: as long as five usual ones."""
+    return max(WIDTH, round(BYTES * tokens / max(1, size)))
+
+
 def contents(tokens: Text | Ids, starts: Ids, lengths: Ids, chunk: int = CHUNK) -> Hashes:
     """A hash of the tokens of each document."""
     hashes = np.empty(len(starts), dtype=np.uint64)
@@ -46,7 +52,13 @@ def contents(tokens: Text | Ids, starts: Ids, lengths: Ids, chunk: int = CHUNK) 
 
 
 def copies(
-    tokens: Text | Ids, starts: Ids, lengths: Ids, *, similar: float = SIMILAR, chunk: int = CHUNK
+    tokens: Text | Ids,
+    starts: Ids,
+    lengths: Ids,
+    *,
+    similar: float = SIMILAR,
+    width: int = WIDTH,
+    chunk: int = CHUNK,
 ) -> Duplicates:
     """Find the documents that are the same or nearly, whatever lies between them.
 
@@ -62,10 +74,10 @@ def copies(
     signatures = np.empty((len(starts), PERMUTATIONS), dtype=np.uint32)
     for part, row, edges in chunks(tokens, starts, lengths, chunk):
         hashes[part] = _hashes(row, edges)
-        signatures[part] = _signatures(row, edges)
+        signatures[part] = _signatures(row, edges, width)
     same = _numbered(hashes)
     first = np.flatnonzero(same.copy == 0)
-    long = np.flatnonzero(lengths[first] >= WIDTH)
+    long = np.flatnonzero(lengths[first] >= width)
     pairs = long[_near(signatures[first[long]], similar)]
     return _numbered(_joined(pairs, len(first))[same.group])
 
@@ -105,31 +117,31 @@ def _hashes(tokens: Ids, edges: Ids) -> Hashes:
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
-def _signatures(tokens: Ids, edges: Ids) -> Signatures:
+def _signatures(tokens: Ids, edges: Ids, width: int) -> Signatures:
     """The minima of each document's shingles; those of a document without any mean nothing."""
     from rensa import RMinHash
 
-    counts = np.maximum(0, np.diff(edges) - WIDTH + 1)
+    counts = np.maximum(0, np.diff(edges) - width + 1)
     if not counts.any():
         return np.zeros((len(counts), PERMUTATIONS), dtype=np.uint32)
     offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.uint64)
-    shingles = _shingles(tokens, edges)
+    shingles = _shingles(tokens, edges, width)
     rows = RMinHash.digest_matrix_from_flat_token_hashes(shingles, offsets, PERMUTATIONS, _SEED)
     return np.array(rows.to_rows(), dtype=np.uint32)
 
 
-def _shingles(tokens: Ids, edges: Ids) -> Hashes:
-    """Hashes of all runs of WIDTH tokens that lie in one document."""
+def _shingles(tokens: Ids, edges: Ids, width: int) -> Hashes:
+    """Hashes of all runs of `width` tokens that lie in one document."""
     ids = tokens.astype(np.uint64)
-    count = len(ids) - WIDTH + 1
+    count = len(ids) - width + 1
     hashes = ids[:count].copy()
-    for place in range(1, WIDTH):
+    for place in range(1, width):
         hashes *= _FACTOR
         hashes += ids[place : place + count]
     hashes ^= hashes >> np.uint64(32)
     hashes *= _MIXER
     hashes ^= hashes >> np.uint64(29)
-    across = (edges[:, None] - np.arange(1, WIDTH)).ravel()
+    across = (edges[:, None] - np.arange(1, width)).ravel()
     is_inside = np.ones(count, dtype=bool)
     is_inside[across[(across >= 0) & (across < count)]] = False
     return hashes[is_inside]

@@ -13,7 +13,7 @@ from effcli.engine.data.corpus import Corpus
 from effcli.engine.records import Reading, Stop, Watch
 from effcli.engine.selection import holdout, sidecar
 from effcli.engine.selection.clusters import Clusters, find_clusters
-from effcli.engine.selection.duplicates import contents, copies
+from effcli.engine.selection.duplicates import contents, copies, shingle
 from effcli.engine.selection.keys import uniform
 from effcli.engine.selection.ngrams import NGrams, counted
 from effcli.engine.selection.overlap import Grams, stretch
@@ -122,7 +122,8 @@ class Preparation:
         begins = self._text.document_starts()
         lengths = np.diff(np.append(begins, self._text.tokens))
         where = begins[documents], lengths[documents]
-        found = copies(self._text, *where, similar=self._settings.similar)
+        width = shingle(self._text.tokens, self._corpus.train.bytes)
+        found = copies(self._text, *where, similar=self._settings.similar, width=width)
         return found.copy[np.searchsorted(documents, self._passages.documents)], len(documents)
 
     def _clusters(self) -> tuple[Clusters, NDArray[np.int16]]:
