@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from effcli.engine.selection.keys import Floats
 
@@ -51,6 +50,8 @@ def difficulty(columns: Sequence[Floats]) -> Floats:
     their mean rank in a column, and NaN counts as larger than any number. Passages of equal
     mean rank come in their own order.
     """
+    from scipy.stats import rankdata  # a hundred megabytes, only where something is paced
+
     ranks = sum(rankdata(np.where(np.isnan(column), np.inf, column)) for column in columns)
     places: Floats = rankdata(ranks, method="ordinal").astype(np.float64)
     return places / max(1, len(places))

@@ -1,7 +1,6 @@
 """Scores of a corpus's passages, kept beside it: made once, billed to every run that uses them."""
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from effcli.engine.data.columns import packed, unpacked
 from effcli.engine.data.corpus import Corpus
 from effcli.engine.runs.files import read_json, write_bytes, write_json
 from effcli.engine.selection.passages import Ids, Passages
 from effcli.errors import InputError
 
-SCHEMA = 2
+SCHEMA = 3
 FOLDER, MANIFEST, SCORES = "aql", "prep.json", "scores.parquet"
 COLUMNS = {
     "document": np.int64,
@@ -82,15 +82,10 @@ def place(corpus: Corpus, request: Mapping[str, Any]) -> Path:
 
 def write(folder: Path, columns: Mapping[str, NDArray[Any]], facts: dict[str, Any]) -> Scores:
     """Keep scores: the manifest, which names the rest, is written last."""
-    import pyarrow as arrow
-    from pyarrow import parquet
-
     typed: dict[str, NDArray[Any]] = {
         name: np.asarray(columns[name]).astype(kind) for name, kind in COLUMNS.items()
     }
-    stream = io.BytesIO()
-    parquet.write_table(arrow.table(typed), stream, compression="zstd")
-    data = stream.getvalue()
+    data = packed(typed)
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / SCORES, data)
     facts = {"schema": SCHEMA, **facts, "sha256": hashlib.sha256(data).hexdigest()}
@@ -100,8 +95,6 @@ def write(folder: Path, columns: Mapping[str, NDArray[Any]], facts: dict[str, An
 
 def read(folder: Path, corpus: Corpus) -> Scores:
     """Scores that were kept; those of another text, or damaged ones, are refused."""
-    from pyarrow import ArrowException, parquet
-
     hint = f"make them again: `eff aql prep {corpus.name} --force`"
     facts = read_json(folder / MANIFEST)
     try:
@@ -110,11 +103,11 @@ def read(folder: Path, corpus: Corpus) -> Scores:
             raise InputError(f"the scores in {folder} are not what was written", hint)
         if facts["corpus"] != corpus.hash:
             raise InputError(f"the scores in {folder} are of another text", hint)
-        table = parquet.read_table(io.BytesIO(data))
-        columns = {
-            name: table[name].to_numpy().astype(kind, copy=False) for name, kind in COLUMNS.items()
+        found = unpacked(data, COLUMNS)
+        columns: dict[str, NDArray[Any]] = {
+            name: found[name].astype(kind, copy=False) for name, kind in COLUMNS.items()
         }
-    except (OSError, KeyError, TypeError, ArrowException) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"the scores in {folder} are damaged: {error}", hint) from None
     _require_inside(columns, corpus, folder, hint)
     return Scores(columns, facts)

@@ -1,6 +1,5 @@
 """What a run found out about the windows it read, kept for later runs beside the scores."""
 
-import io
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from effcli.engine.data.columns import packed, unpacked
 from effcli.engine.runs.files import write_bytes
 from effcli.engine.selection.passages import Ids
 from effcli.errors import InputError
@@ -80,19 +80,14 @@ def newest(table: Tensor) -> Tensor:
 
 def write(folder: Path, context: int, table: Tensor) -> None:
     """Keep visits, and those of earlier runs to other windows; whole or not at all."""
-    import pyarrow as arrow
-    from pyarrow import parquet
-
     if not table.shape[1]:
         return
     with suppress(InputError):  # nothing, or nothing of use, is there
         table = newest(torch.cat([_read(folder, context), table], dim=1))
     kinds = (np.int64, np.float32, np.float32, np.int64)
     rows = zip(COLUMNS, table.numpy(), kinds, strict=True)
-    stream = io.BytesIO()
     columns = {name: row.astype(kind) for name, row, kind in rows}
-    parquet.write_table(arrow.table(columns), stream, compression="zstd")
-    write_bytes(folder / VISITS.format(context), stream.getvalue())
+    write_bytes(folder / VISITS.format(context), packed(columns))
 
 
 def read(folder: Path, context: int, windows: int) -> Tensor:
@@ -110,13 +105,11 @@ _HINT = "make them with a run that has --set choice.remember=true"
 
 
 def _read(folder: Path, context: int) -> Tensor:
-    from pyarrow import ArrowException, parquet
-
     try:
-        table = parquet.read_table(io.BytesIO((folder / VISITS.format(context)).read_bytes()))
-        rows = [table[name].to_numpy().astype(np.float64) for name in COLUMNS]
+        table = unpacked((folder / VISITS.format(context)).read_bytes(), COLUMNS)
+        rows = [table[name].astype(np.float64) for name in COLUMNS]
     except FileNotFoundError:
         raise InputError(f"no earlier run left visits in {folder}", _HINT) from None
-    except (OSError, KeyError, TypeError, ArrowException) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"the visits in {folder} are damaged: {error}", _HINT) from None
     return torch.from_numpy(np.stack(rows))
