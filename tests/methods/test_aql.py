@@ -645,3 +645,17 @@ def test_two_processes_choose_the_same_passages_as_one(made: Path, data: Path, p
     assert one.held_out is not None
     assert other.held_out is not None
     assert other.held_out.loss == pytest.approx(one.held_out.loss, abs=1e-3)
+
+
+def test_a_budget_and_epochs_say_how_much_of_the_pool_is_read(
+    corpus_folder: Path, place: Path
+) -> None:
+    small = [*TINY, "evaluation.floors=false", "page=false", "selector=random"]
+    once = {"data": str(corpus_folder), "eval_every": 0, "save_every": 0, "tokens": 5120}
+    for epochs, unique in ((None, 5120), (1, 5120), (2, 2560), (5, 1024)):
+        flags = {**once, "epochs": epochs, "ratio": 0.2, "out": place / f"r{epochs}"}
+        report = aql.run(
+            resolve(AqlSettings, {k: v for k, v in flags.items() if v}, small).settings
+        )
+        assert report.tokens == 5120
+        assert report.unique_tokens == unique

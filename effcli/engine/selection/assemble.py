@@ -162,7 +162,7 @@ def visits_of(settings: AqlSettings, parts: Parts, corpus: Corpus) -> Visits | N
 def _limited(
     pool: Shards, settings: AqlSettings, parts: Parts, corpus: Corpus, scores: Scores
 ) -> int:
-    """Tokens of one pass; a budget that ends before it takes no more of the pool than it pays."""
+    """Tokens of one pass; a budget that pays for less takes no more of the pool than that."""
     whole = int(scores.facts["tokens"])
     once = int(settings.ratio * whole)
     if pool.tokens < once:
@@ -173,9 +173,10 @@ def _limited(
     if settings.minutes is not None:
         return once
     budget = forecast(settings, parts, corpus.train.tokens, 1.0).tokens
-    if budget < once:
-        pool.limit(int(pool.tokens * budget / once))
-    return min(once, budget)
+    paid = -(-budget // (settings.epochs or 1))
+    if paid < once:
+        pool.limit(int(pool.tokens * paid / once))
+    return min(once, paid)
 
 
 def _budget(settings: AqlSettings, parts: Parts, corpus: Corpus) -> int:
