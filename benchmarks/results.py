@@ -16,15 +16,14 @@ from effcli.engine.bench.tables import escaped, losses, summary, tuning
 ROOT = Path(__file__).parents[1]
 
 
-def marks(document: dict[str, Any]) -> tuple[str, str]:
-    """What stands before and after the tables of a bench."""
-    name = f"bench:{document['suite']}-{document['tier']}"
-    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and after the tables of a kept bench."""
+    return f"<!-- bench:{name}:begin -->", f"<!-- bench:{name}:end -->"
 
 
-def between(text: str, document: dict[str, Any], made: str) -> str:
-    """A page with the tables of a bench, if it has the marks for them."""
-    begin, end = marks(document)
+def between(text: str, name: str, made: str) -> str:
+    """A page with the tables of a kept bench, if it has the marks for them."""
+    begin, end = marks(name)
     if begin not in text:
         return text
     before, rest = text.split(begin, 1)
@@ -45,11 +44,12 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
         path.with_suffix(".md"): markdown(document) + "\n"
         for path, document in zip(results, documents, strict=True)
     }
-    for page in (root / "README.md", *sorted(root.glob("docs/*.md"))):
+    others = [*root.glob("docs/*.md"), *root.glob("docs/methods/*.md")]
+    for page in (root / "README.md", *sorted(others)):
         text = page.read_text("utf8")
-        for document in documents:
+        for path, document in zip(results, documents, strict=True):
             shown = short_markdown if page.name == "README.md" else some
-            text = between(text, document, shown(document))
+            text = between(text, path.stem, shown(document))
         made[page] = text
     return made
 
