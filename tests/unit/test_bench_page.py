@@ -1,5 +1,6 @@
 """What is shown of a bench: complete, honest about screens and bounds, harmless."""
 
+import copy
 import csv
 import io
 import json
@@ -69,11 +70,28 @@ def test_every_arm_is_in_every_table(name: str) -> None:
     document = DOCUMENTS[name]
     arms = {arm["name"] for arm in document["arms"]}
     for make in tables.EVERY:
-        if make is not tables.failed:
+        if make not in (tables.failed, tables.choices):
             assert {row[0] for row in make(document).rows} - {""} == arms
     for table in bench_tables(document):
         if "came to nothing" not in str(table.title):
             assert {str(cell) for cell in table.columns[0].cells} - {""} == arms
+
+
+def test_what_was_chosen_is_told_of_those_that_choose() -> None:
+    document = copy.deepcopy(DOCUMENTS["complete"])
+    assert not tables.choices(document).rows
+    first, second = (arm["name"] for arm in document["arms"][:2])
+    figures = {"precision": 0.5, "contamination": 0.81, "overhead_in_loop": 0.004}
+    figures |= {"overhead_all_in": 0.02, "flops_all_in": 0.001}
+    for cell in document["cells"]:
+        if cell["arm"] == first:
+            cell["selection"] = figures
+        if cell["arm"] == second:
+            cell["selection"] = {**figures, "precision": None}
+    rows = tables.choices(document).rows
+    assert {row[0] for row in rows} == {first, second}
+    assert ["50.0%", "81.0%", "0.4%", "2.0%", "0.1%"] in [row[2:] for row in rows]
+    assert "-" in [row[2] for row in rows if row[0] == second]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -35,7 +35,15 @@ from effcli.settings.train import BUDGETS
 FIGURES = (
     "parameters",
     *("steps", "tokens", "unique_tokens", "flops", "seconds", "joules", "energy_source", "loss"),
-    *("bits_per_byte", "tail", "accounts", "artifact_bytes", "peak_memory_bytes", "curve"),
+    *(
+        "bits_per_byte",
+        "tail",
+        "selection",
+        "accounts",
+        "artifact_bytes",
+        "peak_memory_bytes",
+        "curve",
+    ),
 )
 PAGE = "bench.html"
 

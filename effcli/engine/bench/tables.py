@@ -186,6 +186,24 @@ def tuning(document: Document) -> Table:
     return Table("Tuning", head, rows, "Billed apart: it is in no other figure of this page.")
 
 
+CHOICES = ("precision", "contamination", "overhead_in_loop", "overhead_all_in", "flops_all_in")
+
+
+def choices(document: Document) -> Table:
+    """What the arms chose that choose what they read, and what choosing took."""
+    rows = []
+    for arm in names(document):
+        for share in shares(document, arm):
+            found = [cell.get("selection") for cell in complete(document, arm, share)]
+            chosen = [one for one in found if one]
+            told = [_mean(chosen, name, lambda value: f"{value:.1%}") for name in CHOICES]
+            if chosen:
+                rows.append([arm, f"{share:g}", *told])
+    about = "Shares of the chosen tokens, of the pool, and of training."
+    head = ("arm", "budget", "good", "contamination", "s in loop", "s all in", "FLOPs all in")
+    return Table("Choices", head, rows, about)
+
+
 def laws(document: Document) -> Table:
     """Loss as a function of cost, as fitted for each seed of an arm."""
     rows = []
@@ -218,7 +236,7 @@ def failed(document: Document) -> Table:
 
 
 EVERY: tuple[Callable[[Document], Table], ...] = (
-    *(summary, verdicts, differences, losses, ledger, tuning, laws, failed),
+    *(summary, verdicts, differences, losses, ledger, choices, tuning, laws, failed),
 )
 
 
