@@ -1,10 +1,12 @@
 """Mounts the commands; the one place where errors become exit codes."""
 
+import atexit
 import errno
 import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -90,7 +92,19 @@ def main() -> None:
         if getattr(sys, name) is None:  # closed by the caller: its number must not go to a file
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf8"))  # noqa: SIM115
     guard_libraries()
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if not launch.is_alone():
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    """End now: threads of a process group may abort an interpreter that takes itself apart."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:

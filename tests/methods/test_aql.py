@@ -368,7 +368,7 @@ def _one_line(told: tuple[int, str, str], message: str) -> None:
         (["--holdout", "nowhere.txt"], "there is no file nowhere.txt"),
         (["--set", "prep.pool=1M"], "the pool is to have 1,000,000 tokens, the text has 200,000"),
         (["--epochs", "1", "--tokens", "100k", "--ratio", "0.1"], "less than the budget of"),
-        (["--ratio", "0.9"], "tokens that may be read, less than the 180,000 wanted"),
+        (["--ratio", "1"], "tokens that may be read, less than the 200,000 wanted"),
         (["--uncertainty", "mc-dropout"], "mc-dropout needs a model with dropout"),
     ],
 )
@@ -382,7 +382,7 @@ def test_bad_input_gets_one_line_and_loses_nothing(
 
 def test_a_folder_is_free_for_better_settings(eff: Eff, data: Path, place: Path) -> None:
     common = ["--data", data, *SETS, *QUIET, "--out", "r", "--steps", "2"]
-    _one_line(eff("aql", *common, "--ratio", "0.9", "--quiet"), "tokens that may be read")
+    _one_line(eff("aql", *common, "--ratio", "1", "--quiet"), "tokens that may be read")
     assert eff("aql", *common, "--ratio", "0.01")[0] == 0
 
 
