@@ -61,7 +61,7 @@ class Evaluations:
         path.unlink()
         return {
             "loss": None if report.held_out is None else report.held_out.loss,
-            "flops": sum(flops for account, flops in report.flops.items() if account != "eval"),
+            "flops": report.cost_flops,
             "seconds": report.seconds["total"],
         }
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from exactness import differences, final_state, stopping_after
 
 from effcli.engine.data.corpus import Corpus
 from effcli.engine.data.grammar import NoisyGrammar
@@ -19,9 +20,8 @@ from effcli.engine.data.prepare import prepare
 from effcli.engine.records import Record, Step
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.report import Selection, report_of
-from effcli.engine.runs.rundir import RunDir
 from effcli.engine.selection import sidecar
-from effcli.engine.selection.assemble import quotas_of
+from effcli.engine.selection.assemble import _trusted, quotas_of
 from effcli.engine.selection.audit import Audited
 from effcli.engine.selection.choose import choose
 from effcli.engine.selection.passages import Passages
@@ -404,6 +404,25 @@ def test_too_little_trusted_text_is_refused(eff: Eff, data: Path, place: Path) -
     _one_line(told, "few.txt has 1 passages of text")
 
 
+def test_gradients_are_compared_with_the_trusted_text_that_a_corpus_has(
+    made: Path, data: Path, place: Path
+) -> None:
+    holdout = made / "good.jsonl"
+    pool = place / "pool.jsonl"
+    rows = [f"a fox number {n} sees {'the river and ' * (n % 7)}home" for n in range(3000)]
+    pool.write_text("\n".join(json.dumps({"text": row}) for row in rows), "utf8")
+    how = {"holdout": str(holdout), "tokenizer": "bytes", "out": place / "own"}
+    settings = PrepareSettings(sources=(str(pool),), **how)
+    prepare(settings)
+    corpus = Corpus.open(place / "own")
+    assert corpus.trusted is not None
+    given = _trusted(_settings(place / "own"), corpus, 32)
+    assert given.inputs[0].tolist() == corpus.trusted.read([0], 32)[0].tolist()
+    pool_only = Corpus.open(data)
+    without = _trusted(_settings(data), pool_only, 32)
+    assert without.inputs[0].tolist() == pool_only.train.read([0], 32)[0].tolist()
+
+
 def test_one_cluster_is_enough(eff: Eff, data: Path, place: Path) -> None:
     flags = ["--data", data, "--set", "prep.clusters=1", "--ratio", "0.01", *SETS, *QUIET]
     report = _document(eff("aql", *flags, "--policy", "exp3", "--json"))
@@ -518,32 +537,6 @@ class _Ids:
         patch.setattr(Selected, "draw", heard)
 
 
-def _final(folder: Path) -> dict[str, Any]:
-    """All that must be equal at the end; seconds, joules and memory cannot be."""
-    newest, _ = checkpoint.newest(folder / "checkpoints")
-    assert newest is not None
-    parts = checkpoint.load_state(newest)["parts"]
-    records = list(RunDir(folder).records())
-    for record in records:
-        for name in ("seconds", "joules", "peak_memory_bytes"):
-            record.pop(name, None)
-    weights = checkpoint.load_model(newest, torch.device("cpu"))
-    kept = {name: parts[name] for name in ("batches", "optimizer", "rng")}
-    ledger = {name: parts["meter"][name] for name in ("flops", "steps", "tokens")}
-    return {**kept, "weights": weights, "ledger": ledger, "records": records}
-
-
-def _assert_equal(one: Any, other: Any, path: str = "") -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            _assert_equal(one[key], other[key], f"{path}/{key}")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    else:
-        assert one == other, path
-
-
 @pytest.fixture(scope="module")
 def whole(
     made: Path, tmp_path_factory: pytest.TempPathFactory
@@ -553,7 +546,7 @@ def whole(
     with pytest.MonkeyPatch.context() as patch:
         ids = _Ids(patch)
         aql.run(_many(made, folder))
-    return _final(folder), ids.seen
+    return final_state(folder), ids.seen
 
 
 def test_the_run_that_is_cut_has_all_that_could_go_wrong(whole: Any) -> None:
@@ -571,20 +564,11 @@ def test_a_run_that_is_stopped_goes_on_exactly(
 ) -> None:
     ids = _Ids(monkeypatch)
     for cut in cuts:
-        seen = [0]
-
-        def watch(record: Record, seen: list[int] = seen) -> None:
-            if isinstance(record, Step):
-                seen[0] = record.index
-
-        def stop(seen: list[int] = seen, cut: int = cut) -> int | None:
-            return signal.SIGTERM if seen[0] >= cut else None
-
         with pytest.raises(Stopped):
-            aql.run(_many(made, place / "run", resume=cut != cuts[0]), watch, stop)
+            aql.run(_many(made, place / "run", resume=cut != cuts[0]), *stopping_after(cut))
     aql.run(_many(made, place / "run", resume=True))
     assert ids.seen == whole[1]
-    _assert_equal(_final(place / "run"), whole[0])
+    assert not differences(final_state(place / "run"), whole[0])
 
 
 def test_a_run_that_is_killed_goes_on_exactly_from_its_last_checkpoint(
@@ -600,23 +584,15 @@ def test_a_run_that_is_killed_goes_on_exactly_from_its_last_checkpoint(
     assert newest is not None
     assert newest.name == "step-000000020"
     aql.run(_many(made, place / "run", resume=True))
-    _assert_equal(_final(place / "run"), whole[0])
+    assert not differences(final_state(place / "run"), whole[0])
 
 
 def test_scores_that_changed_since_are_refused_when_a_run_goes_on(
     eff: Eff, data: Path, place: Path
 ) -> None:
-    def stop(seen: list[int]) -> int | None:
-        return signal.SIGTERM if seen else None
-
-    seen: list[int] = []
     settings = _settings(data, "prep.seed=12", ratio=0.02, out=place / "run")
     with pytest.raises(Stopped):
-        aql.run(
-            settings,
-            lambda record: seen.append(1) if isinstance(record, Step) else None,
-            lambda: stop(seen),
-        )
+        aql.run(settings, *stopping_after(1))
     where = _document(eff("aql", "prep", data, "--set", "prep.seed=12", "--json"))["scores"]
     table = Path(where) / sidecar.SCORES
     table.write_bytes(table.read_bytes()[::-1])
@@ -637,7 +613,7 @@ def test_two_processes_choose_the_same_passages_as_one(made: Path, data: Path, p
     assert done.returncode == 0, done.stderr
     shape = {"steps": 16, "eval_every": 4, "out": place / "one"}
     aql.run(_settings(data, *MANY, *trusted[1:], **shape))
-    states = [_final(place / name)["batches"] for name in ("one", "two")]
+    states = [final_state(place / name)["batches"] for name in ("one", "two")]
     assert torch.equal(states[0]["picked"], states[1]["picked"])
     assert states[0]["counts"] == states[1]["counts"]
     one, other = (report_of(place / name) for name in ("one", "two"))

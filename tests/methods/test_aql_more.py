@@ -1,7 +1,6 @@
 """Scorers of single windows, stored scores, meta-training of a policy, and synthesis."""
 
 import json
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from exactness import differences, final_state, stopping_after
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,8 +21,6 @@ from effcli.engine.data.prepare import prepare
 from effcli.engine.models.gpt import GPT
 from effcli.engine.processes import Processes
 from effcli.engine.protocols import Batch
-from effcli.engine.records import Record, Step
-from effcli.engine.runs import checkpoint
 from effcli.engine.selection import policy, visits
 from effcli.engine.selection.governor import Governor
 from effcli.engine.selection.holdout import Row
@@ -55,41 +53,11 @@ def choosing(corpus_folder: Path) -> Make:
     return make
 
 
-def final(folder: Path) -> dict[str, Any]:
-    """Weights, what was picked, and the FLOPs, of the last checkpoint."""
-    place, _ = checkpoint.newest(folder / "checkpoints")
-    assert place is not None
-    parts = checkpoint.load_state(place)["parts"]
-    weights = checkpoint.load_model(place, torch.device("cpu"))
-    return {"weights": weights, "flops": parts["meter"]["flops"], "batches": parts["batches"]}
-
-
-def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where two trees are not the same, bit for bit."""
-    if isinstance(one, dict):
-        keys = one.keys() | other.keys()
-        return [p for k in keys for p in differences(one.get(k), other.get(k), f"{path}/{k}")]
-    if isinstance(one, torch.Tensor):
-        return [] if torch.equal(one.nan_to_num(7e7), other.nan_to_num(7e7)) else [path]
-    return [] if one == other else [path]
-
-
-def stopping_after(cut: int) -> tuple[Any, Any]:
-    """A watcher and a stop: a signal comes when step `cut` has been seen."""
-    seen = [0]
-
-    def watch(record: Record) -> None:
-        if isinstance(record, Step):
-            seen[0] = record.index
-
-    return watch, lambda: signal.SIGTERM if seen[0] >= cut else None
-
-
 @pytest.fixture
 def plain(choosing: Make, place: Path) -> list[int]:
     """The windows that are picked without a scorer."""
     aql.run(choosing(out=place / "plain"))
-    return list(final(place / "plain")["batches"]["picked"].tolist())
+    return list(final_state(place / "plain")["batches"]["picked"].tolist())
 
 
 @pytest.mark.parametrize("scorer", ["model", "proxy"])
@@ -97,7 +65,7 @@ def test_a_scorer_changes_what_is_chosen_and_pays_for_it(
     choosing: Make, place: Path, plain: list[int], scorer: str
 ) -> None:
     report = aql.run(choosing(f"choice.scorer={scorer}", out=place / "run"))
-    state = final(place / "run")
+    state = final_state(place / "run")
     assert state["batches"]["picked"].tolist() != plain
     assert state["batches"]["aids"]["scorer"]["governor"]["total"] > 0
     assert report.selection is not None
@@ -112,7 +80,7 @@ def test_scorers_resume_exactly(choosing: Make, place: Path, scorer: str, cut: i
     with pytest.raises(Stopped):
         aql.run(choosing(name, out=place / "cut"), *stopping_after(cut))
     aql.run(choosing(name, out=place / "cut", resume=True))
-    assert not differences(final(place / "cut"), final(place / "whole"))
+    assert not differences(final_state(place / "cut"), final_state(place / "whole"))
 
 
 @pytest.mark.parametrize("scorer", ["model", "proxy"])
@@ -200,13 +168,13 @@ def test_what_a_run_remembers_is_reused_by_the_next(
     with pytest.raises(InputError, match="no earlier run left visits"):
         aql.run(choosing("choice.reuse=true", out=place / "early"))
     aql.run(choosing("choice.remember=true", out=place / "first"))
-    first = final(place / "first")["batches"]
+    first = final_state(place / "first")["batches"]
     assert first["picked"].tolist() == plain
     table = visits.newest(torch.cat([first["aids"]["visits"]["whole"], *parts_of(first)], dim=1))
     assert set(table[0].long().tolist()) <= set(plain)
     report = aql.run(choosing("choice.reuse=true", "seed=1", out=place / "second"))
     assert report.selection is not None
-    state = final(place / "second")["batches"]["aids"]["visits"]
+    state = final_state(place / "second")["batches"]["aids"]["visits"]
     known = state["earlier"]
     assert torch.equal(known[table[0].long()], table[1].float())
     assert int(known.isfinite().sum()) == table.shape[1] > 0
@@ -223,7 +191,7 @@ def test_visits_resume_exactly(choosing: Make, place: Path) -> None:
     with pytest.raises(Stopped):
         aql.run(choosing(*names, out=place / "cut"), *stopping_after(6))
     aql.run(choosing(*names, out=place / "cut", resume=True))
-    assert not differences(final(place / "cut"), final(place / "whole"))
+    assert not differences(final_state(place / "cut"), final_state(place / "whole"))
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), max_size=300))
@@ -291,7 +259,7 @@ def test_a_policy_is_trained_resumed_and_used(
     monkeypatch.chdir(place)
     path = f"choice.policy_weights={place / 'found.toml'}"
     aql.run(choosing(path, policy="learned", out=place / "run"))
-    kept = final(place / "run")["batches"]["chooser"]["policy"]["weights"]
+    kept = final_state(place / "run")["batches"]["chooser"]["policy"]["weights"]
     assert kept == found.tolist()
 
 
@@ -320,7 +288,7 @@ def test_jitter_moves_hard_windows_in_later_passes_and_resumes(
     with pytest.raises(Stopped):
         aql.run(choosing(*names, out=place / "cut", **repeated), *stopping_after(16))
     aql.run(choosing(*names, out=place / "cut", resume=True, **repeated))
-    assert not differences(final(place / "cut"), final(place / "whole"))
+    assert not differences(final_state(place / "cut"), final_state(place / "whole"))
 
 
 @given(st.integers(0, 2**32), st.integers(0, 5), st.integers(2, 512))
@@ -381,7 +349,7 @@ def test_what_a_program_writes_is_gated_and_read(gated: Make, place: Path) -> No
     for name in ("same", "noise"):
         command = {"synth_cmd": program(place, name), "out": place / name}
         aql.run(gated(**command, steps=24))
-        state = final(place / name)["batches"]
+        state = final_state(place / name)["batches"]
         kept[name] = state["aids"]["writer"]["kept"]
         assert state["counts"]["unique"] <= state["counts"]["emitted"]
         assert (state["counts"]["unique"] == state["counts"]["emitted"]) == (name == "noise")
@@ -404,7 +372,7 @@ def test_what_was_written_is_not_asked_for_again(
     before = len(asked)
     aql.run(gated(**command, out=place / "cut", resume=True))
     assert 0 < before < len(asked)
-    assert not differences(final(place / "cut"), final(place / "whole"))
+    assert not differences(final_state(place / "cut"), final_state(place / "whole"))
 
 
 @pytest.mark.parametrize(
@@ -449,4 +417,4 @@ def test_self_distillation_is_billed_and_resumes_exactly(choosing: Make, place: 
     with pytest.raises(Stopped):
         aql.run(choosing(name, out=place / "cut"), *stopping_after(7))
     aql.run(choosing(name, out=place / "cut", resume=True))
-    assert not differences(final(place / "cut"), final(place / "whole"))
+    assert not differences(final_state(place / "cut"), final_state(place / "whole"))

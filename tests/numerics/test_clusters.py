@@ -16,7 +16,6 @@ from effcli.engine.selection import clusters as module
 from effcli.engine.selection.clusters import (
     BUCKETS,
     Clusters,
-    cluster,
     features,
     find_clusters,
 )
@@ -41,7 +40,7 @@ def _topics(count: int, topics: int, seed: int = 0) -> tuple[Row, Row, Row, Row]
 @pytest.mark.parametrize("topics", [2, 6, 12])
 def test_planted_topics_are_recovered(topics: int) -> None:
     tokens, starts, lengths, labels = _topics(1500, topics)
-    found = cluster(tokens, starts, lengths, clusters=topics, seed=0, vocab_size=VOCAB)
+    _, found = find_clusters(tokens, starts, lengths, clusters=topics, seed=0, vocab_size=VOCAB)
     assert adjusted_rand_score(labels, found) > 0.9
 
 
@@ -68,7 +67,7 @@ def test_a_seed_gives_the_same_clusters_and_another_seed_others() -> None:
 def test_text_that_arrives_later_is_assigned_as_the_text_before_was() -> None:
     tokens, starts, lengths, _ = _topics(1000, 6)
     found, numbers = find_clusters(tokens, starts, lengths, clusters=12, seed=0, vocab_size=VOCAB)
-    kept = Clusters.from_arrays(found.arrays())
+    kept = Clusters(**{name: array.copy() for name, array in vars(found).items()})
     rows = features(tokens, starts, lengths, vocab_size=VOCAB)
     assert np.array_equal(kept.assign(rows), numbers)
     single = [int(kept.assign(row[None])[0]) for row in rows[:100]]
@@ -78,7 +77,7 @@ def test_text_that_arrives_later_is_assigned_as_the_text_before_was() -> None:
 def test_centers_from_a_sample_serve_all_passages(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, starts, lengths, labels = _topics(1500, 6)
     monkeypatch.setattr(module, "SAMPLE", 300)
-    found = cluster(tokens, starts, lengths, clusters=6, seed=0, vocab_size=VOCAB)
+    _, found = find_clusters(tokens, starts, lengths, clusters=6, seed=0, vocab_size=VOCAB)
     assert adjusted_rand_score(labels, found) > 0.9
 
 
@@ -92,7 +91,7 @@ def test_few_passages_are_one_cluster(count: int) -> None:
 
 def test_more_clusters_than_passages_are_cut_to_an_eighth_of_them() -> None:
     tokens, starts, lengths, _ = _topics(40, 2)
-    numbers = cluster(tokens, starts, lengths, clusters=64, seed=0, vocab_size=VOCAB)
+    _, numbers = find_clusters(tokens, starts, lengths, clusters=64, seed=0, vocab_size=VOCAB)
     assert 2 <= numbers.max() + 1 <= 5
 
 
@@ -106,7 +105,7 @@ def test_no_passages_are_no_error() -> None:
 def test_passages_that_are_all_the_same_are_one_cluster() -> None:
     tokens = np.tile(np.arange(50), 100)
     starts, lengths = np.arange(100) * 50, np.full(100, 50)
-    numbers = cluster(tokens, starts, lengths, clusters=8, seed=0, vocab_size=VOCAB)
+    _, numbers = find_clusters(tokens, starts, lengths, clusters=8, seed=0, vocab_size=VOCAB)
     assert not numbers.any()
 
 

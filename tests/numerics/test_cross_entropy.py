@@ -3,37 +3,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from headonly import HeadOnly
 
 from effcli.engine.objectives.cross_entropy import head_loss
-from effcli.engine.protocols import LanguageModel
 
 
-class Head(LanguageModel):
-    """A model that is all head."""
-
-    def __init__(self, vocab: int, rows: int, width: int, soft_cap: float) -> None:
-        super().__init__()
-        self.vocab_size, self.context, self.soft_cap = vocab, 8, soft_cap
-        self.table = torch.nn.Parameter(torch.randn(rows, width, dtype=torch.float64))
-
-    @property
-    def head(self) -> torch.Tensor:
-        return self.table
-
-    def new_cache(self, batch: int) -> None:
-        return None
-
-    def forward_flops(self, batch: int, time: int, *, dense: bool = False) -> float:
-        return 0.0
-
-    def parameter_count(self) -> int:
-        return self.table.numel()
+def _model(vocab: int, rows: int, width: int, soft_cap: float) -> HeadOnly:
+    return HeadOnly(torch.randn(rows, width, dtype=torch.float64), soft_cap, vocab)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 @pytest.mark.parametrize("soft_cap", [0.0, 3.0])
 def test_chunks_equal_the_whole(rows: int, soft_cap: float) -> None:
-    model = Head(vocab=11, rows=16, width=5, soft_cap=soft_cap)
+    model = _model(vocab=11, rows=16, width=5, soft_cap=soft_cap)
     x = torch.randn(3, 8, 5, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(0, 11, (3, 8))
     mean, each = head_loss(model, x, targets, rows)
@@ -53,7 +35,7 @@ def test_chunks_equal_the_whole(rows: int, soft_cap: float) -> None:
 
 
 def test_nothing_is_kept_without_a_gradient() -> None:
-    model = Head(vocab=11, rows=16, width=5, soft_cap=0.0)
+    model = _model(vocab=11, rows=16, width=5, soft_cap=0.0)
     with torch.no_grad():
         mean, each = head_loss(model, torch.randn(2, 8, 5).double(), torch.zeros(2, 8).long())
     assert not mean.requires_grad
@@ -61,7 +43,7 @@ def test_nothing_is_kept_without_a_gradient() -> None:
 
 
 def test_a_large_vocabulary_never_has_all_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Head(vocab=5000, rows=5000, width=4, soft_cap=0.0).float()
+    model = _model(vocab=5000, rows=5000, width=4, soft_cap=0.0).float()
     sizes = []
     original = torch.Tensor.exp_
 
@@ -78,7 +60,7 @@ def test_a_large_vocabulary_never_has_all_its_logits(monkeypatch: pytest.MonkeyP
 
 def test_an_evaluation_makes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight needs its gradient even where none is recorded: the mode decides, not the weight."""
-    model = Head(vocab=11, rows=16, width=5, soft_cap=0.0)
+    model = _model(vocab=11, rows=16, width=5, soft_cap=0.0)
     made = []
     monkeypatch.setattr(torch, "zeros_like", lambda *_: made.append(1))
     with torch.no_grad():

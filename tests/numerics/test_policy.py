@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from headonly import HeadOnly
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from effcli.engine.protocols import LanguageModel
 from effcli.engine.selection.alignment import (
     LARGEST_HOLDOUT,
     Holdout,
@@ -367,26 +367,11 @@ def test_meta_training_ignores_runs_that_diverged(broken: float) -> None:
 # --- alignment of gradients
 
 
-class Head(LanguageModel):
-    """A model that is all head; two rows pad its table."""
+class Head(HeadOnly):
+    """Two rows pad its table."""
 
     def __init__(self, soft_cap: float, vocab: int = 11, width: int = 5) -> None:
-        super().__init__()
-        self.vocab_size, self.context, self.soft_cap = vocab, 64, soft_cap
-        self.table = torch.nn.Parameter(torch.randn(vocab + 2, width, dtype=torch.float64))
-
-    @property
-    def head(self) -> torch.Tensor:
-        return self.table
-
-    def new_cache(self, batch: int) -> None:
-        return None
-
-    def forward_flops(self, batch: int, time: int, *, dense: bool = False) -> float:
-        return 0.0
-
-    def parameter_count(self) -> int:
-        return self.table.numel()
+        super().__init__(torch.randn(vocab + 2, width, dtype=torch.float64), soft_cap, vocab)
 
     def gradient(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The slope of the summed loss by the head, by autograd in float64."""

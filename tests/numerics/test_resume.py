@@ -1,15 +1,14 @@
 """Resumed equals uninterrupted, bit for bit: weights, moments, order, random numbers, ledger."""
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import Settings
+from exactness import differences, final_state, stopping_after
 
-from effcli.engine.records import Evaluation, Record, Step
+from effcli.engine.records import Evaluation, Record
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.report import report_of
 from effcli.errors import InputError, Stopped
@@ -23,48 +22,6 @@ def _settings(tiny: Settings, out: Path, **flags: Any) -> Any:
     shape = ["model.dropout=0.1", "batch.sequences=6", "batch.micro=4", "model.layers=1"]
     flags = {"steps": STEPS, "eval_every": 25, "save_every": 20, "out": out, **flags}
     return tiny(*shape, "model.context=64", "evaluation.floors=false", **flags)
-
-
-def _final_state(folder: Path) -> dict[str, Any]:
-    """Everything that must be equal at the end; seconds, joules and memory cannot be."""
-    place, _ = checkpoint.newest(folder / "checkpoints")
-    assert place is not None
-    state = checkpoint.load_state(place)
-    meter = state["parts"]["meter"]
-    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    for record in records:
-        for name in ("seconds", "joules", "peak_memory_bytes"):
-            record.pop(name, None)
-    return {
-        "weights": checkpoint.load_model(place, torch.device("cpu")),
-        "optimizer": state["parts"]["optimizer"],
-        "batches": state["parts"]["batches"],
-        "rng": state["parts"]["rng"],
-        "ledger": {k: meter[k] for k in ("flops", "steps", "tokens")},
-        "records": records,
-    }
-
-
-def _assert_equal(one: Any, other: Any, path: str = "") -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            _assert_equal(one[key], other[key], f"{path}/{key}")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    else:
-        assert one == other, path
-
-
-def _stop_after(cut: int) -> tuple[Any, Any]:
-    """A watcher and a stop: a signal arrives when step `cut` has been seen."""
-    seen = {"steps": 0}
-
-    def watch(record: Record) -> None:
-        if isinstance(record, Step):
-            seen["steps"] = record.index
-
-    return watch, lambda: signal.SIGTERM if seen["steps"] >= cut else None
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +39,18 @@ def reference(
 
     folder = tmp_path_factory.mktemp("reference") / "run"
     baseline.run(_settings(tiny, folder))
-    return folder, _final_state(folder)
+    return folder, final_state(folder)
 
 
 @pytest.mark.parametrize("cut", range(1, STEPS))
 def test_every_cut_resumes_exactly(tiny: Settings, reference: Any, place: Path, cut: int) -> None:
-    watch, stop = _stop_after(cut)
+    watch, stop = stopping_after(cut)
     with pytest.raises(Stopped) as stopped:
         baseline.run(_settings(tiny, place / "run"), watch, stop)
     assert stopped.value.code == 143
     assert "--resume" in (stopped.value.hint or "")
     baseline.run(_settings(tiny, place / "run", resume=True))
-    _assert_equal(_final_state(place / "run"), reference[1])
+    assert not differences(final_state(place / "run"), reference[1])
 
 
 @pytest.mark.parametrize("cuts", [(3, 7, 41), (20, 21, 22), (25, 26, 50)])
@@ -101,11 +58,11 @@ def test_resuming_again_and_again_is_exact(
     tiny: Settings, reference: Any, place: Path, cuts: tuple[int, ...]
 ) -> None:
     for cut in cuts:
-        watch, stop = _stop_after(cut)
+        watch, stop = stopping_after(cut)
         with pytest.raises(Stopped):
             baseline.run(_settings(tiny, place / "run", resume=True), watch, stop)
     baseline.run(_settings(tiny, place / "run", resume=True))
-    _assert_equal(_final_state(place / "run"), reference[1])
+    assert not differences(final_state(place / "run"), reference[1])
 
 
 def test_a_signal_inside_an_evaluation_loses_nothing(
@@ -125,7 +82,7 @@ def test_a_signal_inside_an_evaluation_loses_nothing(
         baseline.run(_settings(tiny, place / "run"), watch, stop)
     assert stopped.value.code == 130
     baseline.run(_settings(tiny, place / "run", resume=True))
-    _assert_equal(_final_state(place / "run"), reference[1])
+    assert not differences(final_state(place / "run"), reference[1])
 
 
 def test_without_the_random_state_a_resumed_run_would_differ(
@@ -134,13 +91,13 @@ def test_without_the_random_state_a_resumed_run_would_differ(
     """The tests above can fail: this is what they would see."""
     from effcli.engine.device import Device
 
-    watch, stop = _stop_after(30)
+    watch, stop = stopping_after(30)
     with pytest.raises(Stopped):
         baseline.run(_settings(tiny, place / "run"), watch, stop)
     monkeypatch.setattr(Device, "set_rng_state", lambda self, state: None)
     baseline.run(_settings(tiny, place / "run", resume=True))
     with pytest.raises(AssertionError):
-        _assert_equal(_final_state(place / "run"), reference[1])
+        assert not differences(final_state(place / "run"), reference[1])
 
 
 def test_what_a_kill_after_the_last_save_takes_is_looked_at_again(
@@ -173,7 +130,7 @@ def test_a_complete_run_is_not_run_again(tiny: Settings, reference: Any) -> None
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
     tiny: Settings, reference: Any, place: Path
 ) -> None:
-    watch, stop = _stop_after(45)
+    watch, stop = stopping_after(45)
     with pytest.raises(Stopped):
         baseline.run(_settings(tiny, place / "run"), watch, stop)
     newest = checkpoint.steps(place / "run" / "checkpoints")[-1]
@@ -186,13 +143,13 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(
         _settings(tiny, place / "run", resume=True), lambda r: seen.append(getattr(r, "text", ""))
     )
     assert any("damaged and was set aside" in text for text in seen)
-    _assert_equal(_final_state(place / "run"), reference[1])
+    assert not differences(final_state(place / "run"), reference[1])
 
 
 def test_when_no_checkpoint_is_whole_nothing_is_restarted_silently(
     tiny: Settings, place: Path
 ) -> None:
-    watch, stop = _stop_after(30)
+    watch, stop = stopping_after(30)
     with pytest.raises(Stopped):
         baseline.run(_settings(tiny, place / "run"), watch, stop)
     for folder in checkpoint.steps(place / "run" / "checkpoints"):
@@ -202,7 +159,7 @@ def test_when_no_checkpoint_is_whole_nothing_is_restarted_silently(
 
 
 def test_settings_that_were_edited_are_refused(tiny: Settings, place: Path) -> None:
-    watch, stop = _stop_after(5)
+    watch, stop = stopping_after(5)
     with pytest.raises(Stopped):
         baseline.run(_settings(tiny, place / "run"), watch, stop)
     config = place / "run" / "config.toml"
@@ -215,7 +172,7 @@ def test_another_corpus_is_refused(tiny: Settings, place: Path, corpus_folder: P
     from effcli.engine.data.prepare import prepare
     from effcli.settings.prepare import PrepareSettings
 
-    watch, stop = _stop_after(5)
+    watch, stop = stopping_after(5)
     with pytest.raises(Stopped):
         baseline.run(_settings(tiny, place / "run"), watch, stop)
     prepare(PrepareSettings(sources=("grammar:2",), max_tokens=60_000, out=place / "other"))

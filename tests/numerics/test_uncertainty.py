@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from headonly import HeadOnly
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
@@ -40,28 +41,6 @@ from effcli.settings.model import GPTSettings
 VOCAB, WIDTH, TIME = 29, 12, 24
 MEASURES = [Laplace, Ensemble, Dropout, Entropy]
 Measure = Callable[..., Any]
-
-
-class Head(LanguageModel):
-    """A model that is all head."""
-
-    def __init__(self, table: Tensor, soft_cap: float = 0.0) -> None:
-        super().__init__()
-        self.vocab_size, self.context, self.soft_cap = len(table), 64, soft_cap
-        self.table = nn.Parameter(table)
-
-    @property
-    def head(self) -> Tensor:
-        return self.table
-
-    def new_cache(self, batch: int) -> None:
-        return None
-
-    def forward_flops(self, batch: int, time: int, *, dense: bool = False) -> float:
-        return 2.0 * batch * time * self.table.numel()
-
-    def parameter_count(self) -> int:
-        return self.table.numel()
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -186,7 +165,7 @@ def test_where_the_posterior_separates_ours_is_that_of_laplace_torch() -> None:
 
 
 def test_information_is_half_the_trace_of_curvature_and_variance() -> None:
-    model, features = Head(_random(VOCAB, WIDTH)), _random(6, TIME, WIDTH, seed=1)
+    model, features = HeadOnly(_random(VOCAB, WIDTH)), _random(6, TIME, WIDTH, seed=1)
     measure = Laplace(positions=TIME)
     measure.observe(model, _batch(6), features)
     measure.commit(_alone)
@@ -208,7 +187,7 @@ def test_information_is_half_the_trace_of_curvature_and_variance() -> None:
 def test_information_ranks_as_the_exact_posterior_does(width: int, vocab: int, seed: int) -> None:
     """Against Monte-Carlo BALD (Houlsby et al. 2011), inside and outside of what was seen."""
     scales = torch.linspace(0, -2, width, dtype=torch.float64).exp()
-    model = Head(0.5 * _random(vocab, width, seed=seed))
+    model = HeadOnly(0.5 * _random(vocab, width, seed=seed))
     features = _random(200, 20, width, seed=seed + 10) * scales
     chances = (features.flatten(0, 1) @ model.table.T).softmax(-1).detach()
     hessian = _hessian_in_parts(features.flatten(0, 1), chances)
@@ -239,7 +218,7 @@ def _hessian_in_parts(features: Tensor, chances: Tensor) -> Tensor:
 
 
 def test_what_is_read_again_and_again_is_ever_better_known() -> None:
-    model, batch = Head(_random(VOCAB, WIDTH)), _batch(4)
+    model, batch = HeadOnly(_random(VOCAB, WIDTH)), _batch(4)
     measure = Laplace(refresh=1)
     measure.observe(model, batch, _random(4, TIME, WIDTH, seed=1))
     measure.commit(_alone)
@@ -254,7 +233,7 @@ def test_what_is_read_again_and_again_is_ever_better_known() -> None:
 
 
 def test_what_is_certain_carries_no_information() -> None:
-    measure, model = Laplace(), Head(_random(VOCAB, WIDTH))
+    measure, model = Laplace(), HeadOnly(_random(VOCAB, WIDTH))
     measure.observe(model, _batch(4), _random(4, TIME, WIDTH, seed=1))
     measure.commit(_alone)
     sure = torch.eye(VOCAB)
@@ -277,7 +256,7 @@ def test_nothing_that_was_never_seen_is_infinitely_uncertain() -> None:
 
 
 def test_the_statistics_do_not_know_labels_or_the_size_of_a_batch() -> None:
-    model, features = Head(_random(VOCAB, WIDTH)), _random(4, TIME, WIDTH, seed=1)
+    model, features = HeadOnly(_random(VOCAB, WIDTH)), _random(4, TIME, WIDTH, seed=1)
     once, twice = Laplace(), Laplace()
     once.observe(model, _batch(4, seed=1), features)
     twice.observe(model, _batch(8, seed=2), features.repeat(2, 1, 1))
@@ -291,7 +270,7 @@ def test_the_statistics_do_not_know_labels_or_the_size_of_a_batch() -> None:
 
 
 def test_averages_are_those_of_adam_with_its_correction() -> None:
-    model, measure = Head(_random(VOCAB, WIDTH)), Laplace(rho=0.2, positions=TIME)
+    model, measure = HeadOnly(_random(VOCAB, WIDTH)), Laplace(rho=0.2, positions=TIME)
     average, spread, weight = torch.zeros(WIDTH, WIDTH), torch.zeros(VOCAB), 0.0
     for step in range(7):
         features = _random(3, TIME, WIDTH, seed=step)
@@ -308,7 +287,7 @@ def test_averages_are_those_of_adam_with_its_correction() -> None:
 
 
 def test_the_factor_is_renewed_when_it_is_due() -> None:
-    model, measure, factors = Head(_random(VOCAB, WIDTH)), Laplace(refresh=3), []
+    model, measure, factors = HeadOnly(_random(VOCAB, WIDTH)), Laplace(refresh=3), []
     for step in range(9):
         measure.observe(model, _batch(2), _random(2, TIME, WIDTH, seed=step))
         measure.commit(_alone)
@@ -320,7 +299,7 @@ def test_the_factor_is_renewed_when_it_is_due() -> None:
 def test_scores_compare_with_what_is_usual_at_such_a_position() -> None:
     table, rare = _random(VOCAB, WIDTH) / 3, WIDTH // 2
     table[:, rare:] = 0  # directions that change no prediction, only how new a context is
-    model, measure = Head(table), Laplace()
+    model, measure = HeadOnly(table), Laplace()
     scales = torch.linspace(1, 4, TIME)[:, None].repeat(1, WIDTH)  # uncertainty grows by itself
     scales[:, rare:] /= 10
     for step in range(40):
@@ -464,7 +443,7 @@ def test_flops_are_the_products_that_are_counted(make: Measure) -> None:
 
 
 def test_entropy_is_that_of_the_capped_logits() -> None:
-    model, features = Head(_random(VOCAB, WIDTH), soft_cap=2.0), _random(3, TIME, WIDTH, seed=1)
+    model, features = HeadOnly(_random(VOCAB, WIDTH), soft_cap=2.0), _random(3, TIME, WIDTH, seed=1)
     logits = 2.0 * (features[:, places(TIME, 16)] @ model.table.T / 2.0).tanh()
     expected = torch.distributions.Categorical(logits=logits).entropy().mean(1)
     found = Entropy().score(model, _batch(3), features)
@@ -472,7 +451,7 @@ def test_entropy_is_that_of_the_capped_logits() -> None:
 
 
 def test_small_heads_learn_what_the_model_says_and_disagree_elsewhere() -> None:
-    model, measure = Head(_random(400, WIDTH)), Ensemble(lr=0.01)
+    model, measure = HeadOnly(_random(400, WIDTH)), Ensemble(lr=0.01)
     seen = _random(64, TIME, WIDTH, seed=1)
     seen[..., WIDTH // 2 :] = 0  # a half of the directions is never seen
     elsewhere = _random(64, TIME, WIDTH, seed=2)
@@ -487,7 +466,7 @@ def test_small_heads_learn_what_the_model_says_and_disagree_elsewhere() -> None:
 
 
 def test_heads_begin_apart_from_each_other_and_from_another_seed() -> None:
-    model, states = Head(_random(VOCAB, WIDTH)), []
+    model, states = HeadOnly(_random(VOCAB, WIDTH)), []
     for seed in (0, 0, 1):
         measure = Ensemble(seed=seed, lr=0.0)
         measure.observe(model, _batch(2), _random(2, TIME, WIDTH))
@@ -499,7 +478,7 @@ def test_heads_begin_apart_from_each_other_and_from_another_seed() -> None:
 
 
 def test_each_head_learns_from_its_half_of_the_positions() -> None:
-    model, features = Head(_random(VOCAB, WIDTH)), _random(3, TIME, WIDTH, seed=1)
+    model, features = HeadOnly(_random(VOCAB, WIDTH)), _random(3, TIME, WIDTH, seed=1)
 
     def gradient(features: Tensor) -> Tensor:
         measure = Ensemble()

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,9 +172,7 @@ class Job:
     def _flow(self, targets: frozenset[str], tokenizer: Tokenizer) -> Iterator[Flowing]:
         def stream(number: int, skip: int) -> Iterator[Flowing]:
             source = self._sources[number]
-            rows = self._router.rows(source, targets)
-            route = partial(self._router.route, source, targets)
-            return tokenized(number, route, rows, tokenizer, self._piece, skip)
+            return tokenized(number, source, targets, self._router, tokenizer, self._piece, skip)
 
         def restart(number: int) -> Iterator[Flowing] | None:
             if not self._settings.repeat or targets != {"train"}:

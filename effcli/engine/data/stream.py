@@ -75,14 +75,16 @@ class Router:
 
 def tokenized(
     number: int,
-    route: Callable[[Item], Item],
-    rows: Iterator[Any],
+    source: Source,
+    targets: frozenset[str],
+    router: Router,
     tokenizer: Tokenizer,
     piece: int | None,
     skip: int,
 ) -> Iterator[Flowing]:
     """The documents of one source from number `skip` on, with their ids, rejected ones too."""
-    stream = map(route, islice(items(rows, piece), skip, None))
+    rows = islice(items(router.rows(source, targets), piece), skip, None)
+    stream = (router.route(source, targets, item) for item in rows)
     tokenizer.encode("")  # what is built at first use is built before the threads ask for it
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         ahead: deque[_Encoding] = deque()

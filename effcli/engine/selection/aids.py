@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from effcli.engine.objectives.self_distillation import Snapshot
 from effcli.engine.selection.chooser import Chosen
-from effcli.engine.selection.listener import standardized
+from effcli.engine.selection.keys import places_of
 from effcli.engine.selection.passages import Ids
 from effcli.engine.selection.pool import Candidates, Pool
+from effcli.engine.selection.scales import standardized
 from effcli.engine.selection.scorers import Scorer
 from effcli.engine.selection.synth import Writer
 from effcli.engine.selection.visits import Visits
@@ -45,8 +46,7 @@ class Aids:
         """Windows that are written after chosen ones, whose ids and groups they have."""
         if self.writer is None:
             return None
-        order = np.argsort(candidates.ids)
-        at = order[np.searchsorted(candidates.ids, chosen.ids, sorter=order)]
+        at = places_of(chosen.ids, candidates.ids)
         known = candidates["loss"][at], candidates["ratio"][at]
         windows, of = self.writer.write(pool.fetch(chosen.ids), *known)
         ones = np.ones(len(of), dtype=np.float32)

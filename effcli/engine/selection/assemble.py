@@ -19,7 +19,7 @@ from effcli.engine.selection.choose import Quotas
 from effcli.engine.selection.chooser import BINS, GROUPS, Chooser, Standards
 from effcli.engine.selection.governor import Governor
 from effcli.engine.selection.listener import TRUSTED_SEQUENCES, Listener
-from effcli.engine.selection.overlap import Grams
+from effcli.engine.selection.overlap import Grams, stretches_of
 from effcli.engine.selection.passages import Text
 from effcli.engine.selection.policy import Exp3, Learned, Policy, weights
 from effcli.engine.selection.pool import Pool, Shards
@@ -36,7 +36,7 @@ from effcli.engine.selection.uncertainty import Uncertainty
 from effcli.engine.selection.visits import Visits
 from effcli.engine.selection.yardstick import Yardstick
 from effcli.errors import InputError
-from effcli.settings.aql import AqlSettings, ChoiceSettings
+from effcli.settings.aql import AqlSettings, ChoiceSettings, PreparationSettings
 
 MANY = 10**9  # copies of a document: as many as there are
 CANNOT_GATE = (
@@ -54,15 +54,24 @@ def selector_of(name: str, scores: Scores) -> Selector:
     return CAUTIOUS if selector is AUTO and not scores.is_trusted else selector
 
 
+def copies_of(selector: Selector, prep: PreparationSettings) -> int:
+    """How many copies of a document may be read."""
+    return MANY if selector.keeps_copies else prep.copies
+
+
+def exponent_of(choice: ChoiceSettings, scores: Scores) -> float:
+    """Of the ratio of densities: what was asked for, or what suits the pool."""
+    return float(scores.facts["exponent"] if choice.exponent is None else choice.exponent)
+
+
 def quotas_of(
     scores: Scores, eligible: NDArray[np.bool_], exponent: float, choice: ChoiceSettings
 ) -> Quotas:
     """Bounds around each cluster's share of the pool, weighted by how good it is."""
     clusters, lengths = scores["cluster"][eligible], scores["length"][eligible]
     good = scores["ratio"][eligible].astype(np.float64) ** exponent
-    size = int(scores["cluster"].max()) + 1
-    tokens = np.bincount(clusters, lengths, size)
-    means = np.bincount(clusters, lengths * good, size) / np.maximum(tokens, 1)
+    tokens = np.bincount(clusters, lengths, scores.clusters)
+    means = np.bincount(clusters, lengths * good, scores.clusters) / np.maximum(tokens, 1)
     return Quotas(*bounds(tokens / tokens.sum(), means, choice.least, choice.most))
 
 
@@ -75,9 +84,8 @@ def selected(
 ) -> Selected:
     """What is read instead of everything; a yardstick measures text that comes later."""
     selector = selector_of(settings.selector, scores)
-    eligible = scores.eligible(MANY if selector.keeps_copies else settings.prep.copies)
-    exponent = settings.choice.exponent
-    exponent = float(scores.facts["exponent"]) if exponent is None else exponent
+    eligible = scores.eligible(copies_of(selector, settings.prep))
+    exponent = exponent_of(settings.choice, scores)
     is_good = good_passages(corpus, scores, settings.choice)
     context, jitter = parts.model.context, settings.synth.jitter
     shards = Shards(corpus.train, scores, eligible, context, settings.seed, is_good, jitter)
@@ -96,14 +104,14 @@ def selected(
         curriculum = Stages(settings.pacing.levels, length=settings.pacing.length)
     chooser = Chooser(
         selector,
-        Standards.of(shards.columns(), static, int(scores["cluster"].max()) + 1),
+        Standards.of(shards.columns(), static, scores.clusters),
         quotas_of(scores, eligible, exponent, settings.choice),
         (curriculum, settings.pacing),
         (exponent, settings.tilt),
         _policy(settings.policy, settings.choice.policy_weights),
         listener,
     )
-    shape = (parts.model.context, settings.batch.sequences, settings.seed)
+    shape = (context, settings.batch.sequences, settings.seed)
     is_weighted = settings.weights == "importance"
     reading = Reading(*shape, once, settings.choice.rounds, is_weighted)
     aids = Aids(
@@ -183,8 +191,8 @@ def _budget(settings: AqlSettings, parts: Parts, corpus: Corpus) -> int:
     """Tokens that are read of a stream, which must have enough, where it is known how many."""
     counted = settings.model_copy(update={"minutes": None})
     budget = forecast(counted, parts, corpus.train.tokens, 1.0).tokens
-    most, step = corpus.manifest["request"]["max_tokens"], settings.batch.sequences
-    whole, step = corpus.train.tokens, step * parts.model.context
+    most, whole = corpus.manifest["request"]["max_tokens"], corpus.train.tokens
+    step = settings.batch.sequences * parts.model.context
     is_whole = most is None or whole < most
     if is_whole and budget - step > settings.ratio * whole:
         message = f"{settings.ratio:g} of a stream of {whole:,} tokens is less than {budget:,}"
@@ -194,7 +202,7 @@ def _budget(settings: AqlSettings, parts: Parts, corpus: Corpus) -> int:
 
 def _terms(settings: AqlSettings, corpus: Corpus, context: int, selector: Selector) -> Terms:
     prep, names = settings.prep, corpus.label_names
-    copies = MANY if selector.keeps_copies else prep.copies
+    copies = copies_of(selector, prep)
     good = (number for number, name in enumerate(names) if name in settings.choice.good)
     return Terms(settings.ratio, context, prep.passage, copies, tuple(good))
 
@@ -212,7 +220,7 @@ def _listener(
     return Listener(
         parts.model,
         uncertainty,
-        (int(scores["cluster"].max()) + 1) * BINS,
+        scores.clusters * BINS,
         parts.device.processes,
         Governor(share if settings.listens else 0.0, 0.0),
         _trusted(settings, corpus, parts.model.context) if settings.policy != "fixed" else None,
@@ -221,8 +229,8 @@ def _listener(
 
 def _trusted(settings: AqlSettings, corpus: Corpus, context: int) -> Batch:
     """A few windows of trusted text; where there is none, of the pool."""
-    is_given = settings.prep.holdout != holdout.AUTO
-    text: Text = holdout.read(settings.prep.holdout, corpus) if is_given else corpus.train
+    given = holdout.read(settings.prep.holdout, corpus, stretches_of(corpus.val))
+    text: Text = corpus.train if given is None else given
     windows = (text.tokens - 1) // context
     starts = np.arange(TRUSTED_SEQUENCES, dtype=np.int64) * windows // TRUSTED_SEQUENCES * context
     tokens = torch.from_numpy(text.read(starts, context + 1))

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effcli.engine.selection.best import Best
-from effcli.engine.selection.keys import keys
+from effcli.engine.selection.keys import keys, places_of
 from effcli.engine.selection.passages import Ids
 from effcli.engine.selection.quotas import allocate
 
@@ -78,8 +78,7 @@ def choose(
     kept = [everything, *by_cluster]
     kept_ids = np.concatenate([one.ids for one in kept])
     unique, first = np.unique(kept_ids, return_index=True)
-    order = np.argsort(ids, kind="stable")
-    at = order[np.searchsorted(ids, unique, sorter=order)]
+    at = places_of(unique, ids)
     kept_keys = np.concatenate([one.keys for one in kept])[first]
     found = allocate(
         unique, kept_keys, lengths[at], clusters[at], quotas.floors, quotas.caps, tokens

@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from effcli.engine.selection.choose import Choice, Quotas, choose
 from effcli.engine.selection.competence import Curriculum, competence
-from effcli.engine.selection.listener import Listener, standardized
+from effcli.engine.selection.keys import places_of
+from effcli.engine.selection.listener import Listener
 from effcli.engine.selection.policy import Arms, Policy
 from effcli.engine.selection.pool import Candidates
+from effcli.engine.selection.scales import standardized
 from effcli.engine.selection.selectors import Known, Selector
 from effcli.engine.selection.stages import Stages
 from effcli.settings.aql import PacingSettings
@@ -64,10 +66,14 @@ class Standards:
         return candidates["cluster"].astype(np.int64) * BINS + bins
 
     @property
+    def owners(self) -> NDArray[np.int64]:
+        """The cluster of every group."""
+        return np.arange(self.clusters * BINS) // BINS
+
+    @property
     def arms(self) -> NDArray[np.int64]:
         """The arm of every group."""
-        numbers = np.arange(self.clusters * BINS)
-        return _arm(numbers // BINS, numbers % BINS)
+        return _arm(self.owners, np.arange(self.clusters * BINS) % BINS)
 
 
 def _arm(clusters: NDArray[np.int64], bins: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -136,8 +142,8 @@ class Chooser:
 
     def harder(self) -> dict[str, Floats]:
         """What was heard of clusters, as columns of difficulty."""
-        clusters = np.arange(self._standards.clusters * BINS) // BINS
-        means = {name: self._listener.means(name, clusters) for name in ("uncertainty", "gradient")}
+        owners = self._standards.owners
+        means = {name: self._listener.means(name, owners) for name in ("uncertainty", "gradient")}
         return {
             name: np.where(np.isfinite(values), values, np.nanmean(values))
             for name, values in means.items()
@@ -165,8 +171,7 @@ class Chooser:
         if self._quotas is not None and self._selector.has_quotas:
             quotas = self._quotas.left(self._by_cluster, tokens, float(lengths.mean()))
         choice = choose(scores, candidates.ids, lengths, clusters, quotas, tokens, noise)
-        order = np.argsort(candidates.ids, kind="stable")
-        at = order[np.searchsorted(candidates.ids, choice.ids, sorter=order)]
+        at = places_of(choice.ids, candidates.ids)
         self._used = np.bincount(arms[groups[at]], lengths[at], GROUPS * BINS).astype(np.float64)
         self._by_cluster = self._by_cluster + np.bincount(
             clusters[at], lengths[at], self._standards.clusters
@@ -183,8 +188,7 @@ class Chooser:
 
     def _known(self, candidates: Candidates, admitted: float, own: Floats | None) -> Known:
         z = self._standards.uncertainty(candidates)
-        by_group = np.arange(self._standards.clusters * BINS) // BINS
-        heard = self._listener.means("uncertainty", by_group)
+        heard = self._listener.means("uncertainty", self._standards.owners)
         seen = standardized(heard)[candidates["cluster"]]
         if own is not None:
             seen = np.where(np.isfinite(own), own, seen)

@@ -5,9 +5,7 @@ square roots differ from the mean are clustered by mini-batch k-means (Sculley 2
 the mean, which is much the same in all text, most centers would be left with one passage.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,31 +42,6 @@ class Clusters:
             nearness = places @ centers.T - (centers**2).sum(1) / 2
         numbers: Numbers = np.argmax(nearness, axis=1).astype(np.int16)
         return numbers
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """All of it, to be kept in a file of arrays."""
-        return {"mean": self.mean, "centers": self.centers}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Clusters":
-        """The same clusters again."""
-        return cls(arrays["mean"], arrays["centers"])
-
-
-def cluster(
-    tokens: Text | Ids,
-    starts: Ids,
-    lengths: Ids,
-    *,
-    clusters: int = 64,
-    seed: int,
-    vocab_size: int,
-) -> Numbers:
-    """The cluster of each passage; see `find_clusters`."""
-    _, numbers = find_clusters(
-        tokens, starts, lengths, clusters=clusters, seed=seed, vocab_size=vocab_size
-    )
-    return numbers
 
 
 def find_clusters(

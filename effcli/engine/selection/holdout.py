@@ -11,7 +11,7 @@ from effcli.engine.data.local import Local, find
 from effcli.engine.data.source import items
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.data.write import describe_file
-from effcli.engine.selection.overlap import Grams, stretch
+from effcli.engine.selection.overlap import Grams
 from effcli.engine.selection.passages import Ids, Text
 from effcli.errors import InputError
 
@@ -65,15 +65,14 @@ def describe(holdout: str, corpus: Corpus) -> dict[str, Any]:
     return {"mode": mode, "name": path.name, "sha256": named}
 
 
-def read(holdout: str, corpus: Corpus) -> Text:
-    """Trusted text as this corpus's tokens. It must not hold validation text."""
-    if holdout == AUTO:
-        assert corpus.trusted is not None
-        text: Text = corpus.trusted
-    else:
+def read(holdout: str, corpus: Corpus, held_out: Grams) -> Text | None:
+    """Trusted text as this corpus's tokens, if there is any; it must hold no validation text."""
+    text: Text | None = corpus.trusted
+    if holdout != AUTO:
         text = _of_files(holdout, corpus.tokenizer)
-    val = corpus.val
-    if count := Grams(val, stretch(val.tokens, val.bytes)).documents_in(text):
+    if text is None:
+        return None
+    if count := held_out.documents_in(text):
         name = "the trusted text" if holdout == AUTO else holdout
         message = f"{name} holds {count} of the documents that the run is judged on"
         raise InputError(message, "trusted text and validation text must be different documents")

@@ -32,6 +32,13 @@ def gumbel(ids: Ids, seed: int, epoch: int) -> Floats:
     return -np.log(-np.log(uniform(ids, seed, epoch, _NOISE)))
 
 
+def places_of(wanted: Ids, ids: Ids) -> Ids:
+    """Where ids stand among others, which have all of them, in any order."""
+    order = np.argsort(ids, kind="stable")
+    places: Ids = order[np.searchsorted(ids, wanted, sorter=order)]
+    return places
+
+
 def finite(scores: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Which scores are numbers; a passage with any other is never selected."""
     is_finite: NDArray[np.bool_] = np.isfinite(scores)

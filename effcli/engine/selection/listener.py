@@ -163,18 +163,3 @@ class Listener:
         self._governor.load_state_dict(state["governor"])
         held = state.get("holdout")
         self._holdout = None if held is None else Holdout(**held, root=None)
-
-
-def standardized(values: Floats, weights: Floats | None = None) -> Floats:
-    """Z-scores within ±3 of what is known; 0 for the rest."""
-    is_known = np.isfinite(values)
-    out: Floats = np.zeros(len(values))
-    if not is_known.any():
-        return out
-    known = values[is_known].astype(np.float64)
-    shares = None if weights is None else weights[is_known]
-    mean = np.average(known, weights=shares)
-    deviation = float(np.sqrt(np.average((known - mean) ** 2, weights=shares)))
-    if deviation > 1e-12:
-        out[is_known] = ((known - mean) / deviation).clip(-3, 3)
-    return out

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from effcli.engine.data.corpus import Split
 from effcli.engine.selection.passages import Ids, Passages, Text, flat
 
 GRAM, STEP = 32, 32
@@ -21,6 +22,11 @@ _BITS = np.uint64(42)  # a first look, in a table of 2^22 flags
 def stretch(tokens: int, size: int) -> int:
     """Tokens of a stretch, for a text of so many tokens and bytes: a power of two."""
     return int(2 ** round(np.log2(max(1.0, BYTES * tokens / max(1, size)))))
+
+
+def stretches_of(split: Split) -> "Grams":
+    """What of a split of a corpus may stand in no other text."""
+    return Grams(split, stretch(split.tokens, split.bytes))
 
 
 class Grams:

@@ -48,6 +48,10 @@ class Passages:
         """Some of them."""
         return Passages(self.documents[chosen], self.starts[chosen], self.lengths[chosen])
 
+    def at(self, places: Ids) -> Ids:
+        """The last one that begins at or before each place; -1 before the first."""
+        return np.searchsorted(self.starts, places, side="right") - 1
+
     def stretches(self) -> Iterator[slice]:
         """Slices of about CHUNK tokens."""
         sizes, start = np.cumsum(self.lengths), 0
@@ -58,10 +62,15 @@ class Passages:
             start = stop
 
 
+def documents_of(text: Text) -> tuple[Ids, Ids]:
+    """Where each document begins, and how long it is."""
+    begins = text.document_starts()
+    return begins, np.diff(np.append(begins, text.tokens))
+
+
 def passages_of(text: Text, longest: int) -> Passages:
     """Every document of a text, cut evenly where it has more than `longest` tokens."""
-    begins = text.document_starts()
-    lengths = np.diff(np.append(begins, text.tokens))
+    begins, lengths = documents_of(text)
     counts = np.maximum(1, -(-lengths // longest))
     documents = np.repeat(np.arange(len(begins)), counts)
     number = np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)

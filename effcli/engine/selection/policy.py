@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from effcli.engine.selection.scales import standardized
 from effcli.errors import InputError
 from effcli.settings.layers import read_toml
 
@@ -24,7 +25,6 @@ WEIGHTS = ("excess", "uncertainty", "used", "alignment", "progress", "default")
 """What the numbers of a learned policy weigh, in their order."""
 LARGEST_WEIGHT = 100.0
 LARGEST_DIVERGENCE = 0.5  # in nats, of the shares from the default
-_LARGEST_FEATURE = 3.0  # in standard deviations; a rare arm would else outweigh all the others
 _KEPT = 0.95  # of what is known of rewards, at every new one
 
 
@@ -53,23 +53,8 @@ class Arms:
         Z-scores are clipped at ±3; the unknown is average.
         """
         columns = (self.excess, self.uncertainty, self.used, self.alignment)
-        scored = [_standardized(column, self.default) for column in columns]
+        scored = [standardized(column, self.default) for column in columns]
         return np.stack([*scored, (2 * self.progress - 1) * scored[1]], axis=1)
-
-
-def _standardized(column: Floats, weights: Floats) -> Floats:
-    is_known = np.isfinite(column)
-    total = weights[is_known].sum()
-    if not total:
-        return np.zeros_like(column)
-    known = column[is_known]
-    known = known / max(np.abs(known).max(), 1e-300)  # squares neither overflow nor vanish
-    known = known - weights[is_known] @ known / total
-    deviation = math.sqrt(weights[is_known] @ known**2 / total)
-    scored = np.zeros_like(column)
-    if deviation > 1e-12:  # else they differ by rounding alone
-        scored[is_known] = known / deviation
-    return scored.clip(-_LARGEST_FEATURE, _LARGEST_FEATURE)
 
 
 def _log_ratios(default: Floats, tilts: Floats) -> Floats:

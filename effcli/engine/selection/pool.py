@@ -103,7 +103,7 @@ class Shards:
         self._text, self._scores, self._context = text, scores, context
         self._seed, self._is_good, self._is_moving = seed, is_good, is_moving
         middles = np.arange((text.tokens - 1) // context) * context + context // 2
-        owners = np.searchsorted(scores["start"], middles, side="right") - 1
+        owners = scores.passages.at(middles)
         is_inside = middles < (scores["start"] + scores["length"])[owners]
         self._owners = owners
         self._all = np.flatnonzero(is_inside & (owners >= 0) & eligible[owners])

@@ -16,8 +16,8 @@ from effcli.engine.selection.clusters import Clusters, find_clusters
 from effcli.engine.selection.duplicates import contents, copies, shingle
 from effcli.engine.selection.keys import uniform
 from effcli.engine.selection.ngrams import NGrams, counted
-from effcli.engine.selection.overlap import Grams, stretch
-from effcli.engine.selection.passages import Ids, Passages, Text, passages_of
+from effcli.engine.selection.overlap import stretches_of
+from effcli.engine.selection.passages import Ids, Passages, Text, documents_of, passages_of
 from effcli.engine.selection.ratio import gate_of
 from effcli.engine.selection.sidecar import Scores
 from effcli.engine.selection.yardstick import Floats, Yardstick, evidence
@@ -49,7 +49,7 @@ def prepared(
     folder = sidecar.place(corpus, request)
     if (folder / sidecar.MANIFEST).exists() and not again:
         return sidecar.read(folder, corpus)
-    columns, facts = Preparation(corpus, settings, watch, stop).run(request)
+    columns, facts = Preparation(corpus, settings, watch, stop).run()
     return sidecar.write(folder, columns, {**request, **facts})
 
 
@@ -65,22 +65,20 @@ class Preparation:
         self._flops = 0.0
         self._passages = pool_of(corpus.train, settings)
 
-    def run(self, request: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def run(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Columns of the scores, and what they are about."""
         passages, settings = self._passages, self._settings
         with self._timed("duplicates"):
             copy, documents = self._copies()
         with self._timed("trusted text"):
-            is_given = request["holdout"]["mode"] == "file"
-            trusted = holdout.read(settings.holdout, self._corpus) if is_given else None
+            held_out = stretches_of(self._corpus.val)
+            trusted = holdout.read(settings.holdout, self._corpus, held_out)
         with self._timed("clusters"):
             centers, clusters = self._clusters()
         with self._timed("counts"):
             reference, others = (None, None) if trusted is None else self._reference(trusted)
             known = 0 if reference is None else reference.tokens
             warm, second, first = self._warm(max(known, int(WARM_SHARE * passages.tokens)))
-            val = self._corpus.val
-            held_out = Grams(val, stretch(val.tokens, val.bytes))
             yardstick = Yardstick(warm, reference, None, centers, held_out, self._vocab)
             scores = yardstick.counted(self._text, passages)
             own = passages.part(first)  # whoever was counted is scored by other counts
@@ -99,9 +97,8 @@ class Preparation:
         self._flops += yardstick.flops_per_token * (passages.tokens + own.tokens)
         places = {"document": passages.documents, "start": passages.starts}
         counts = {"length": passages.lengths, "copy": copy, "cluster": clusters}
-        sound = np.isfinite(scores["loss"]) & np.isfinite(ratios)
-        lengths = passages.lengths
-        return {**places, **counts, **scores, "ratio": ratios, "overlaps": overlaps}, {
+        scores["ratio"], lengths = ratios, passages.lengths
+        return {**places, **counts, **scores, "overlaps": overlaps}, {
             "tokens": passages.tokens,
             "passages": len(passages),
             "documents": documents,
@@ -110,7 +107,7 @@ class Preparation:
             "trusted_tokens": 0 if trusted is None else trusted.tokens,
             "duplicate_tokens": int(lengths[copy >= settings.copies].sum()),
             "overlapping_tokens": int(lengths[overlaps].sum()),
-            "quarantined": int((~sound).sum()),
+            "quarantined": int((~sidecar.sound(scores)).sum()),
             "clusters": int(clusters.max()) + 1,
             "seconds": self._seconds,
             "flops": self._flops,
@@ -119,8 +116,7 @@ class Preparation:
     def _copies(self) -> tuple[Ids, int]:
         """The copy number of every passage's document."""
         documents = np.unique(self._passages.documents)
-        begins = self._text.document_starts()
-        lengths = np.diff(np.append(begins, self._text.tokens))
+        begins, lengths = documents_of(self._text)
         where = begins[documents], lengths[documents]
         width = shingle(self._text.tokens, self._corpus.train.bytes)
         found = copies(self._text, *where, similar=self._settings.similar, width=width)
@@ -143,12 +139,10 @@ class Preparation:
         They were counted, so their own scores would be too good.
         """
         pool = self._passages
-        begins = self._text.document_starts()
-        ends = np.append(begins[1:], self._text.tokens)
+        begins, lengths = documents_of(self._text)
         documents = np.unique(pool.documents)
-        own = contents(self._text, begins[documents], (ends - begins)[documents])
-        starts = trusted.document_starts()
-        known = contents(trusted, starts, np.diff(np.append(starts, trusted.tokens)))
+        own = contents(self._text, begins[documents], lengths[documents])
+        known = contents(trusted, *documents_of(trusted))
         is_known = np.isin(own, known)[np.searchsorted(documents, pool.documents)]
         if not is_known.any() or is_known.all():
             return

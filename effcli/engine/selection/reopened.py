@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -128,10 +127,8 @@ class Documents:
 
     def _stream(self, number: int, skip: int) -> Iterator[Flowing]:
         source, targets = self._sources[number], frozenset({"train"})
-        route = partial(self._router.route, source, targets)
         piece = MIX_PIECE if self._plan.is_mix else None
-        rows = self._router.rows(source, targets)
-        return tokenized(number, route, rows, self._tokenizer, piece, skip)
+        return tokenized(number, source, targets, self._router, self._tokenizer, piece, skip)
 
 
 def _asked(corpus: Corpus) -> PrepareSettings:

@@ -53,6 +53,11 @@ class Scores:
         return Passages(self["document"], self["start"], self["length"])
 
     @property
+    def clusters(self) -> int:
+        """How many there are."""
+        return int(self["cluster"].max()) + 1
+
+    @property
     def is_gated(self) -> bool:
         """Whether trusted text says which passages are good."""
         return bool(self.facts["holdout"]["mode"] == "file")
@@ -64,9 +69,19 @@ class Scores:
 
     def eligible(self, copies: int) -> NDArray[np.bool_]:
         """Passages that may be read: held-out text and more than so many copies may not."""
-        finite = np.isfinite(self["loss"]) & np.isfinite(self["ratio"])
-        chosen: NDArray[np.bool_] = finite & ~self["overlaps"] & (self["copy"] < copies)
-        return chosen
+        return readable(self.columns) & (self["copy"] < copies)
+
+
+def sound(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """Passages whose scores are numbers."""
+    is_sound: NDArray[np.bool_] = np.isfinite(columns["loss"]) & np.isfinite(columns["ratio"])
+    return is_sound
+
+
+def readable(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """Of those, the ones without held-out text."""
+    is_readable: NDArray[np.bool_] = sound(columns) & ~columns["overlaps"]
+    return is_readable
 
 
 def key(request: Mapping[str, Any]) -> str:

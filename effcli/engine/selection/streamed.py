@@ -40,7 +40,7 @@ def measured(
     request = request_of(corpus, settings)
     folder = sidecar.place(corpus, request)
     preparation = Preparation(corpus, settings, watch, stop)
-    columns, facts = preparation.run(request)
+    columns, facts = preparation.run()
     if (folder / sidecar.MANIFEST).exists():
         return sidecar.read(folder, corpus), preparation.yardstick
     return sidecar.write(folder, columns, {**request, **facts}), preparation.yardstick
@@ -196,7 +196,7 @@ class Streamed:
         row, context = block.row, self._terms.context
         passages = passages_of(row, self._terms.passage)
         starts = np.arange((row.tokens - 1) // context) * context
-        owners = np.searchsorted(passages.starts, starts + context // 2, side="right") - 1
+        owners = passages.at(starts + context // 2)
         columns = {**self._yardstick.columns(row, passages), "document": passages.documents}
         if self._terms.good:
             columns["good"] = np.isin(block.labels, self._terms.good)[passages.documents]
@@ -207,7 +207,7 @@ class Streamed:
 
     def _eligible(self, block: Held, copy: Ids) -> Held:
         """Windows that may be read; the others came by with the one behind them."""
-        sound = np.isfinite(block["loss"]) & np.isfinite(block["ratio"]) & ~block["overlaps"]
+        sound = sidecar.readable(block.columns)
         places = np.flatnonzero(sound & (copy[block["document"]] < self._terms.copies))
         kept, ends = block.part(places), np.append(places[:-1] + 1, len(block))
         return replace(

@@ -17,7 +17,13 @@ from effcli.engine.data.corpus import Corpus, manifest_hash
 from effcli.engine.data.write import SplitWriter
 from effcli.engine.records import Stop
 from effcli.engine.runs.files import read_json, sync_folder, write_bytes, write_json
-from effcli.engine.selection.assemble import good_passages, quotas_of, selector_of
+from effcli.engine.selection.assemble import (
+    copies_of,
+    exponent_of,
+    good_passages,
+    quotas_of,
+    selector_of,
+)
 from effcli.engine.selection.choose import choose
 from effcli.engine.selection.chooser import Standards
 from effcli.engine.selection.passages import Ids, Passages, flat
@@ -77,7 +83,7 @@ class Picked:
 def pick(corpus: Corpus, scores: Scores, settings: SelectSettings) -> Picked:
     """Choose once, by what is known without a model; rarity stands for uncertainty."""
     selector, choice = selector_of(settings.selector, scores), settings.choice
-    eligible = scores.eligible(10**9 if selector.keeps_copies else settings.prep.copies)
+    eligible = scores.eligible(copies_of(selector, settings.prep))
     pool = np.flatnonzero(eligible)
     candidates = Candidates(pool, {name: c[pool] for name, c in scores.columns.items()})
     lengths, clusters = candidates["length"], candidates["cluster"]
@@ -85,9 +91,7 @@ def pick(corpus: Corpus, scores: Scores, settings: SelectSettings) -> Picked:
     if not 0 < wanted <= there:
         message = f"the pool has {there:,} tokens that may be read, {wanted:,} are wanted"
         raise InputError(message, "another --ratio, or more copies with --set prep.copies")
-    exponent = choice.exponent
-    exponent = float(scores.facts["exponent"]) if exponent is None else exponent
-    size = int(scores["cluster"].max()) + 1
+    exponent, size = exponent_of(choice, scores), scores.clusters
     uncertainty = Standards.of(dict(candidates.columns), "rarity", size).uncertainty(candidates)
     values = selector.score(Known(candidates, uncertainty, exponent, choice.tilt or 0.0))
     quotas = None
