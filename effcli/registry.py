@@ -52,6 +52,14 @@ class Registry(Mapping[str, str]):
             message = f"there is no {self.kind} called {name!r}"
             raise InputError(message, suggestion(name, self._places)) from None
 
+    def add(self, name: str, place: str) -> None:
+        """Enter a part at run time, as a script or a notebook does; names are given once."""
+        if name in self._places:
+            raise InputError(
+                f"there is a {self.kind} called {name!r} already", "choose another name"
+            )
+        self._own[name] = self._places[name] = place
+
     def __contains__(self, name: object) -> bool:
         return name in self._places
 

@@ -20,12 +20,12 @@ def test_the_loop_can_be_held(corpus_folder: Path, capsys: pytest.CaptureFixture
     assert "held out: 5." in capsys.readouterr().out
 
 
-def test_the_first_run_runs(place: Path) -> None:
-    """As it stands, but for a smaller model and text."""
-    script = EXAMPLES / "1_first_run.sh"
+def _run(name: str) -> str:
+    """What a script says, as it stands but for a smaller model and text."""
+    script = EXAMPLES / name
     assert script.stat().st_mode & stat.S_IXUSR
     text = script.read_text()
-    text = text.replace("eff prepare ", "eff prepare grammar:1 --max-tokens 20000 ")
+    text = text.replace("eff prepare", "eff prepare grammar:1 --max-tokens 20000")
     text = text.replace(
         "--tokens 500k", "--steps 5 --set model.layers=1 --set evaluation.tokens=999"
     )
@@ -38,5 +38,25 @@ def test_the_first_run_runs(place: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_first_run_runs(place: Path) -> None:
+    assert _run("1_first_run.sh").count("held-out loss") == 2
     assert (place / "runs" / "first" / "report.html").exists()
-    assert done.stdout.count("held-out loss") == 2
+
+
+def test_runs_of_an_equal_budget_are_compared(place: Path) -> None:
+    told = _run("2_equal_budget.sh")
+    assert told.count("held-out loss") >= 3
+    assert "times fewer FLOPs than runs/plain" in told
+
+
+def test_a_strategy_of_ones_own_is_followed(corpus_folder: Path) -> None:
+    script = [sys.executable, str(EXAMPLES / "3_your_own_strategy.py"), str(corpus_folder)]
+    done = subprocess.run([*script, *TINY], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("random: ")
+    assert second.startswith("middle: ")
+    assert first.split()[1] != second.split()[1]

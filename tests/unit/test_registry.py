@@ -1,5 +1,6 @@
 """Names lead to parts, also those of other packages."""
 
+import math
 import sys
 from importlib.metadata import EntryPoint
 from types import ModuleType
@@ -45,3 +46,14 @@ def test_other_packages_add_parts_and_cannot_replace_ours(monkeypatch: pytest.Mo
     assert set(tools) == {"hammer", "guest"}
     assert tools.load("guest")() == "from outside"
     assert tools["hammer"] == "json:dumps"
+
+
+def test_a_script_adds_parts_and_cannot_replace_ours() -> None:
+    registry = Registry("thing", {"ours": "math:pi"})
+    registry.add("theirs", "math:e")
+    assert registry.load("theirs") == math.e
+    assert list(registry) == ["ours", "theirs"]
+    for name in ("ours", "theirs"):
+        with pytest.raises(InputError, match="already"):
+            registry.add(name, "math:tau")
+    assert registry.load("ours") == math.pi
