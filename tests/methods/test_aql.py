@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -420,6 +421,23 @@ def test_gradients_are_compared_with_the_trusted_text_that_a_corpus_has(
     pool_only = Corpus.open(data)
     without = _trusted(_settings(data), pool_only, 32)
     assert without.inputs[0].tolist() == pool_only.train.read([0], 32)[0].tolist()
+
+
+def test_a_clean_pool_that_holds_its_trusted_text_is_found_clean(eff: Eff, place: Path) -> None:
+    random = Random(0)
+    words = ["".join(random.choices("abcdefghijklmnop", k=5)) for _ in range(3000)]
+    rare = [1 / (rank + 1) for rank in range(len(words))]  # most pairs of them are met once
+    texts = [" ".join(random.choices(words, rare, k=120)) for _ in range(1300)]
+    rows = [json.dumps({"text": text}) for text in texts]
+    parts = {"pool": rows[100:], "trusted": rows[100::3], "val": rows[:50], "test": rows[50:100]}
+    for name, part in parts.items():
+        (place / f"{name}.jsonl").write_text("\n".join(part), "utf8")
+    how = {"holdout": "trusted.jsonl", "val": "val.jsonl", "test": "test.jsonl"}
+    how |= {"tokenizer": "bpe:2048", "out": place / "own"}
+    prepare(PrepareSettings(sources=("pool.jsonl",), **how))
+    found = _document(eff("aql", "prep", place / "own", "--json"))
+    assert found["contamination"] < 0.15
+    assert found["exponent"] == 0
 
 
 def test_one_cluster_is_enough(eff: Eff, data: Path, place: Path) -> None:

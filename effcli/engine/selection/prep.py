@@ -78,7 +78,9 @@ class Preparation:
         with self._timed("counts"):
             reference, others = (None, None) if trusted is None else self._reference(trusted)
             known = 0 if reference is None else reference.tokens
-            warm, second, first = self._warm(max(known, int(WARM_SHARE * passages.tokens)))
+            is_known = self._known(trusted)
+            tokens = max(known, int(WARM_SHARE * passages.tokens))
+            warm, second, first = self._warm(tokens, is_known)
             yardstick = Yardstick(warm, reference, None, centers, held_out, self._vocab)
             scores = yardstick.counted(self._text, passages)
             own = passages.part(first)  # whoever was counted is scored by other counts
@@ -90,7 +92,7 @@ class Preparation:
             if trusted is not None and others is not None:
                 kinds = evidence(yardstick.counted(trusted, others))
                 gate, ratios = gate_of(evidence(scores), kinds, passages.lengths, settings.seed)
-                self._trust(trusted, scores, ratios)
+                self._trust(is_known, scores, ratios)
         with self._timed("overlap"):
             overlaps = held_out.passages_with(self._text, passages)
         self.yardstick = replace(yardstick, gate=gate)
@@ -133,20 +135,29 @@ class Preparation:
             vocab_size=self._vocab,
         )
 
-    def _trust(self, trusted: Text, scores: dict[str, Floats], ratios: Floats) -> None:
-        """Documents of the pool that are trusted text themselves are as good as the others of it.
-
-        They were counted, so their own scores would be too good.
-        """
+    def _known(self, trusted: Text | None) -> NDArray[np.bool_]:
+        """Passages of documents that are trusted text themselves."""
         pool = self._passages
+        if trusted is None:
+            return np.zeros(len(pool), dtype=bool)
         begins, lengths = documents_of(self._text)
         documents = np.unique(pool.documents)
         own = contents(self._text, begins[documents], lengths[documents])
-        known = contents(trusted, *documents_of(trusted))
-        is_known = np.isin(own, known)[np.searchsorted(documents, pool.documents)]
+        is_known = np.isin(own, contents(trusted, *documents_of(trusted)))
+        found: NDArray[np.bool_] = is_known[np.searchsorted(documents, pool.documents)]
+        return found
+
+    def _trust(
+        self, is_known: NDArray[np.bool_], scores: dict[str, Floats], ratios: Floats
+    ) -> None:
+        """Trusted text in the pool is as good as the others of it.
+
+        It was counted, so its own scores would be too good.
+        """
         if not is_known.any() or is_known.all():
             return
-        good = np.nan_to_num(ratios[~is_known].astype(np.float64)) * pool.lengths[~is_known]
+        lengths = self._passages.lengths[~is_known]
+        good = np.nan_to_num(ratios[~is_known].astype(np.float64)) * lengths
         ratios[is_known] = np.average(np.nan_to_num(ratios[~is_known]), weights=good)
         scores["excess"][is_known] = np.average(scores["excess"][~is_known], weights=good)
 
@@ -160,12 +171,16 @@ class Preparation:
         counts = counted(trusted, parts.part(slice(0, cut)), self._vocab)
         return counts, parts.part(slice(cut, None))
 
-    def _warm(self, tokens: int) -> tuple[NGrams, NGrams, Ids]:
-        """Counts of two parts of the pool, and which passages the first is."""
+    def _warm(self, tokens: int, is_known: NDArray[np.bool_]) -> tuple[NGrams, NGrams, Ids]:
+        """Counts of two parts of the pool, and which passages the first is.
+
+        Without trusted text, which would be told from the pool by having been counted.
+        """
         pool = self._passages
-        order = np.argsort(uniform(np.arange(len(pool)), self._settings.seed, 0, 1))
+        others = np.flatnonzero(~is_known) if not is_known.all() else np.arange(len(pool))
+        order = others[np.argsort(uniform(others, self._settings.seed, 0, 1))]
         sizes = np.cumsum(pool.lengths[order])
-        stop = max(1, int(np.searchsorted(sizes, min(tokens, pool.tokens // 2))))
+        stop = max(1, int(np.searchsorted(sizes, min(tokens, sizes[-1] // 2))))
         first, second = np.sort(order[:stop]), np.sort(order[stop : 2 * stop])
         tables = [counted(self._text, pool.part(one), self._vocab) for one in (first, second)]
         return tables[0], tables[1], first

@@ -16,7 +16,7 @@ from effcli.engine.runs.files import read_json, write_bytes, write_json
 from effcli.engine.selection.passages import Ids, Passages
 from effcli.errors import InputError
 
-SCHEMA = 3
+SCHEMA = 4
 FOLDER, MANIFEST, SCORES = "aql", "prep.json", "scores.parquet"
 COLUMNS = {
     "document": np.int64,
