@@ -8,13 +8,20 @@ selection by what it is.
 
 from effcli.registry import Registry
 
-MODELS = Registry("model", {"gpt": "effcli.settings.model:GPTSettings"})
+MODELS = Registry(
+    "model",
+    {
+        "gpt": "effcli.settings.model:GPTSettings",
+        "low-bit": "effcli.settings.model:LowBitSettings",
+    },
+)
 
 METHODS = Registry(
     "method",
     {
         "aql": "effcli.settings.aql:AqlSettings",
         "baseline": "effcli.settings.baseline:BaselineSettings",
+        "distill": "effcli.settings.distill:DistillSettings",
     },
 )
 

@@ -18,6 +18,8 @@ from effcli.settings.train import BUDGETS, TrainSettings
 
 S = TypeVar("S", bound=Settings)
 Tree = dict[str, Any]
+CONFIG = "config.toml"
+"""What a run was asked for, in its folder."""
 COMMAND_LINE = "the command line"
 LARGEST_FILE = 2**14  # bytes; the parser takes memory by the square of a key's depth
 
@@ -108,15 +110,19 @@ class _Layers:
         self._origins: dict[str, str] = {}
 
     def start_from_preset(self, above: list[tuple[str, Tree]]) -> None:
-        preset = self._chosen("preset", above, "nano", presets.PRESETS)
+        given = {name: value for _, values in above for name, value in values.items()}
+        origin, ground = self._cls.ground(given)
+        preset = self._chosen("preset", above, ground.get("preset", "nano"), presets.PRESETS)
         content = presets.read(preset)
-        recipe = self._chosen("recipe", above, content["recipe"], presets.RECIPES)
+        usual = ground.get("recipe", content["recipe"])
+        recipe = self._chosen("recipe", above, usual, presets.RECIPES)
         if not self._cls.PRESET_BUDGET:
             content = {key: value for key, value in content.items() if key not in BUDGETS}
         own = {key: value for key, value in content.items() if key not in presets.RECIPES}
         self.add(f"recipe {recipe}", presets.read(recipe))
         self.add(f"preset {preset}", {**own, "preset": preset, "recipe": recipe})
         self.add(f"preset {preset}", content.get(recipe, {}))
+        self.add(origin, {k: v for k, v in ground.items() if k not in ("preset", "recipe")})
 
     def _chosen(
         self, name: str, above: list[tuple[str, Tree]], default: str, known: tuple[str, ...]

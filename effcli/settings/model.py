@@ -2,9 +2,9 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from effcli.settings.base import Count, PartSettings
+from effcli.settings.base import Count, Flag, PartSettings
 
 
 class ModelSettings(PartSettings):
@@ -63,3 +63,46 @@ class GPTSettings(ModelSettings):
         if self.shift >= self.context:
             raise ValueError(f"shift {self.shift} looks beyond a context of {self.context}")
         return self
+
+
+BITS = (16, 8, 4, 2, 1.58, 1)
+"""Bits of a weight; 1.58 is one of three values, 16 is a float."""
+
+
+def _is_width(bits: float) -> float:
+    if bits not in BITS:
+        raise ValueError(f"should be one of {', '.join(map(str, BITS))}")
+    return bits
+
+
+Bits = Annotated[float, AfterValidator(_is_width)]
+
+
+class LowBitSettings(GPTSettings):
+    """A GPT whose blocks compute with few bits."""
+
+    place: ClassVar[str] = "effcli.engine.quant.student:build"
+    name: Literal["low-bit"] = "low-bit"  # type: ignore[assignment]
+    bits: Annotated[Bits, Flag(panel="Bits", choices=tuple(map(str, BITS)))] = 16
+    """Of the weights of the blocks; embeddings and head stay floats, and 8 bits in a file."""
+    group: Annotated[int, Field(ge=0), Flag(panel="Bits", metavar="N")] = 0
+    """Weights of a row that share a scale; 0 is the whole row."""
+    act_bits: Literal[8, 16] = 8
+    """Of what goes into a product; 16 leaves it as it is."""
+    subnorm: Literal["auto", "on", "off"] = "auto"
+    """A norm with a gain before each output projection; `auto` below 4 bits."""
+    bits_of: dict[str, Bits] = Field(default_factory=dict)
+    """Of single layers, by name, where they differ."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        hidden = -(-8 * self.width // 3 // 8) * 8 if self.activation == "swiglu" else 4 * self.width
+        if self.group and (self.width % self.group or hidden % self.group):
+            widths = f"{self.width} and {hidden}"
+            raise ValueError(f"group {self.group} does not divide the rows of {widths} weights")
+        return self
+
+    @property
+    def has_subnorm(self) -> bool:
+        """Whether output projections have a norm of their own."""
+        return self.bits < 4 if self.subnorm == "auto" else self.subnorm == "on"

@@ -1,5 +1,6 @@
 """What every training command shares. Budgets, names and places mean the same everywhere."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -72,7 +73,7 @@ class EnergySettings(Settings):
     """Assumed power of a busy GPU."""
 
 
-def _split(names: Any) -> Any:
+def split_names(names: Any) -> Any:
     """`--set track=wandb` and a list mean the same."""
     return names.split(",") if isinstance(names, str) else names
 
@@ -134,10 +135,16 @@ class TrainSettings(Settings):
 
     track: Annotated[
         tuple[str, ...],
-        BeforeValidator(_split),
+        BeforeValidator(split_names),
         Flag(panel="Run", metavar="NAME", choices=TRACKERS),
     ] = ()
     """Also send the figures to tensorboard, trackio or wandb; may be given several times."""
+
+    @classmethod
+    def ground(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """What stands above the preset and below all that is given, and where it is from."""
+        del given  # which matters to whoever begins with another run
+        return "", {}
 
     def for_text(self, tokens: int) -> Self:
         """The settings for a training text of so many tokens."""

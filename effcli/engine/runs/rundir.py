@@ -18,8 +18,9 @@ from effcli.engine.data.write import describe_file
 from effcli.engine.records import Record
 from effcli.engine.runs.files import read_json, write_json, write_text
 from effcli.errors import InputError
+from effcli.settings.layers import CONFIG as CONFIG
 
-CONFIG, ENV, RECORDS, REPORT = "config.toml", "env.json", "records.jsonl", "report.json"
+ENV, RECORDS, REPORT = "env.json", "records.jsonl", "report.json"
 TOKENIZER, CHECKPOINTS, PAGE, LOCK = "tokenizer.json", "checkpoints", "report.html", ".lock"
 SEAL = "files.json"
 

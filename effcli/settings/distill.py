@@ -1,0 +1,195 @@
+"""`eff distill`: which teacher, which student, how many bits, and what is added to training."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from effcli.errors import InputError
+from effcli.settings import presets
+from effcli.settings.base import Count, Flag, Settings
+from effcli.settings.layers import CONFIG, read_toml
+from effcli.settings.model import GPTSettings, LowBitSettings
+from effcli.settings.presets import PRESETS
+from effcli.settings.schedule import WsdSettings
+from effcli.settings.train import BUDGETS, TrainSettings, split_names
+
+TERNARY = 1.58
+SHARES = {1: 0.4, TERNARY: 0.35, 2: 0.2, 4: 0.1, 8: 0.1}
+"""Of the budget in low bits, for a student that starts anew (arXiv 2509.22935, few tokens)."""
+HYBRID = {"data_clusters": 8, "param_clusters": 4, "controller": "guarded", "trust": "adaptive"}
+_CACHE = re.compile(r"online|(sampled|topk):[1-9]\d{0,5}")
+_TEACHING, _BITS, _HYBRID = "Teaching", "Bits", "Hybrid"
+
+
+def _is_cache(text: str) -> str:
+    if not _CACHE.fullmatch(text):
+        raise ValueError("should be online, sampled:N or topk:K")
+    return text
+
+
+class TeachingSettings(Settings):
+    """What the student learns from its teacher."""
+
+    kd: Annotated[
+        Literal["forward", "reverse", "jsd", "none"],
+        Flag(panel=_TEACHING, choices=("forward", "reverse", "jsd", "none")),
+    ] = "forward"
+    """Divergence from the teacher: forward or reverse KL, or Jensen-Shannon."""
+    alpha: Annotated[float, Field(ge=0, le=1), Flag(panel=_TEACHING, metavar="X")] = 0.5
+    """Weight of the divergence; the rest is that of cross-entropy with the text."""
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Of both distributions in the divergence; other than 1 only with an online teacher."""
+    cache: Annotated[
+        str, AfterValidator(_is_cache), Flag(panel=_TEACHING, metavar="online|sampled:N|topk:K")
+    ] = "sampled:12"
+    """What is kept of the teacher: N draws or the K likeliest tokens of every position, made
+    once; `online` asks it at every step."""
+    hidden: Annotated[float, Field(ge=0, le=10), Flag(panel=_TEACHING, metavar="X")] = 0.0
+    """Weight of 1 - cosine of the last features, gone at 70 % of the run; only `online`."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        usual = TeachingSettings.model_construct()
+        if self.kd == "none":
+            for name in ("alpha", "temperature", "cache", "hidden"):
+                if getattr(self, name) != getattr(usual, name):
+                    raise ValueError(f"{name} has no effect while kd is none")
+        if self.cache != "online" and self.temperature != 1:
+            raise ValueError("a temperature other than 1 needs --cache online: tails are not kept")
+        if self.cache != "online" and self.hidden:
+            raise ValueError("hidden needs --cache online: features are not kept")
+        return self
+
+
+class ControlSettings(Settings):
+    """What `--hybrid` turns on, each also alone."""
+
+    data_clusters: Annotated[int, Field(ge=0, le=512), Flag(panel=_HYBRID, metavar="N")] = 0
+    """Every batch holds this many clusters of the text in proportion; 0 is off."""
+    param_clusters: Annotated[int, Field(ge=0, le=8), Flag(panel=_HYBRID, metavar="N")] = 0
+    """Layers in so many groups get bits by measured damage, at equal bytes; 0 is off."""
+    controller: Annotated[
+        Literal["off", "guarded"], Flag(panel=_HYBRID, choices=("off", "guarded"))
+    ] = "off"
+    """Changes the learning rate where paired probes on text held back prove that it helps."""
+    trust: Annotated[
+        Literal["off", "stable", "adaptive"],
+        Flag(panel=_HYBRID, choices=("off", "stable", "adaptive")),
+    ] = "off"
+    """Bounds each tensor's step: StableAdamW's divisor, or a radius that adapts to probes."""
+    widest: Annotated[float, Field(gt=1, le=10)] = 2.0
+    """Largest factor, and one over the smallest, that the controller may put on the rate."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if self.widest != 2.0 and self.controller == "off":
+            raise ValueError("widest has no effect without a controller")
+        return self
+
+
+class DistillSettings(TrainSettings):
+    """What `eff distill` adds to any training command."""
+
+    #: `--epochs` may decide how much is read.
+    PRESET_BUDGET: ClassVar[bool] = False
+    #: Warm starts and phases depend on the whole budget.
+    SHARES_TRUNK: ClassVar[bool] = False
+
+    teacher: Annotated[
+        tuple[Path, ...], BeforeValidator(split_names), Flag(panel=_TEACHING, metavar="RUN")
+    ] = ()
+    """Folder of a trained run; several, by repeating the flag, average their probabilities."""
+    student: Annotated[str, Flag(panel="What to train", choices=("same", *PRESETS))] = "same"
+    """`same` begins with the weights of the first teacher; a preset is a new model of its size."""
+    epochs: Annotated[Count | None, Flag(panel="Budget", metavar="N")] = None
+    """Passes over the training text, instead of another budget."""
+    ternary: Annotated[bool, Flag(panel=_BITS)] = False
+    """The same as --bits 1.58."""
+    qat: Annotated[bool, Flag(panel=_BITS)] = False
+    """Train in low bits; else the student is rounded after training, and labeled so."""
+    low_bit_share: Annotated[float | None, Field(gt=0, le=1)] = None
+    """Of the budget in low bits; by default all of it after a warm start, else by the bits."""
+    hybrid: Annotated[bool, Flag(panel=_HYBRID)] = False
+    """8 clusters of data, 4 of layers, a guarded controller and an adaptive trust region."""
+    save_metrics: Annotated[bool, Flag(panel="Run")] = False
+    """Also write metrics.csv: loss, rate, multiplier, radius and bits of every step."""
+    model: LowBitSettings = LowBitSettings()
+    """The student; its shape is that of its teacher or of its preset."""
+    teaching: TeachingSettings = TeachingSettings()
+    control: ControlSettings = ControlSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, tree: Any) -> Any:
+        """`ternary` and `hybrid` stand for several settings."""
+        if not isinstance(tree, dict):
+            return tree
+        tree = dict(tree)
+        if tree.get("ternary") and isinstance(tree.get("model"), dict):
+            bits = tree["model"].get("bits", 16)
+            if bits not in (16, TERNARY, str(TERNARY)):
+                raise ValueError(f"--ternary is --bits {TERNARY}, not {bits}")
+            tree["model"] = {**tree["model"], "bits": TERNARY}
+        if tree.get("hybrid") and isinstance(tree.get("control", {}), dict):
+            given, usual = tree.get("control", {}), ControlSettings()
+            wished = {k: v for k, v in HYBRID.items() if given.get(k) in (None, getattr(usual, k))}
+            tree["control"] = {**given, **wished}
+        return tree
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if self.student != "same" and self.student not in PRESETS:
+            raise ValueError(f"there is no student called {self.student!r}")
+        if self.preset != self.student and self.student != "same":
+            raise ValueError("--preset has no effect: --student names the size")
+        if self.epochs is not None and any(getattr(self, name) is not None for name in BUDGETS):
+            raise ValueError("epochs and another budget exclude each other")
+        if self.model.bits == 16:
+            for name, value in (("qat", self.qat), ("param_clusters", self.control.param_clusters)):
+                if value:
+                    raise ValueError(f"{name} has no effect at 16 bits: see --bits and --ternary")
+        if self.low_bit_share is not None and not self.qat:
+            raise ValueError("low_bit_share has no effect without --qat")
+        return self
+
+    @classmethod
+    def ground(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """The shape and the rates of the first teacher, or the preset of the student's name."""
+        student, teachers = str(given.get("student", "same")), given.get("teacher")
+        if student != "same":
+            return "", {"preset": student}
+        if not teachers:
+            return "", {}
+        first = Path(split_names(teachers)[0])
+        if not (first / CONFIG).exists():
+            hint = "name the folder of a trained run, as eff baseline makes it"
+            raise InputError(f"there is no run in {first}", hint)
+        known = read_toml(first / CONFIG)
+        try:
+            shape = {k: v for k, v in known["model"].items() if k in GPTSettings.model_fields}
+            kept = {name: known[name] for name in ("preset", "recipe", "optim", "batch")}
+        except (KeyError, AttributeError):
+            raise InputError(f"{first / CONFIG} does not describe a run") from None
+        return "the teacher", {**kept, "model": {**shape, "name": "low-bit"}}
+
+    @property
+    def share(self) -> float:
+        """Of the budget in low bits: at the end of the run, while the rate falls."""
+        if not self.qat:
+            return 0.0
+        usual = 1.0 if self.student == "same" else SHARES[self.model.bits]
+        return self.low_bit_share or usual
+
+    def for_text(self, tokens: int) -> Self:
+        """With a budget, and a cool-down that begins with the low bits."""
+        changes: dict[str, Any] = {}
+        if self.epochs is not None:
+            changes["tokens"] = self.epochs * tokens
+        elif all(getattr(self, name) is None for name in BUDGETS):
+            changes["tokens"] = presets.read(self.preset)["tokens"]
+        if self.qat and self.share < 1 and isinstance(self.schedule, WsdSettings):
+            changes["schedule"] = self.schedule.model_copy(update={"cooldown": self.share})
+        return self.model_copy(update=changes)
