@@ -40,12 +40,13 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device; a GPU fetches it while it works."""
-        weights = None if self.weights is None else _sent(self.weights, device)
-        inputs, targets = _sent(self.inputs, device), _sent(self.targets, device)
-        return Batch(inputs, targets, _sent(self.ids, device), weights)
+        weights = None if self.weights is None else sent(self.weights, device)
+        inputs, targets = sent(self.inputs, device), sent(self.targets, device)
+        return Batch(inputs, targets, sent(self.ids, device), weights)
 
 
-def _sent(part: Tensor, device: torch.device) -> Tensor:
+def sent(part: Tensor, device: torch.device) -> Tensor:
+    """A tensor on another device; a GPU fetches it while it works."""
     if device.type == "cuda" and not part.is_cuda:
         return part.pin_memory().to(device, non_blocking=True)
     return part.to(device)

@@ -1,0 +1,1 @@
+"""What trained models teach a new one."""
