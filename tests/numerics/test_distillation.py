@@ -156,7 +156,7 @@ def test_jsd_becomes_either_divergence_at_its_ends() -> None:
     assert one.max() < np.log(2)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32), k=st.integers(1, 30), scale=st.sampled_from([0.1, 1.0, 8.0]))
 def test_outcomes_that_are_put_together_are_never_farther_apart(
     seed: int, k: int, scale: float
@@ -175,7 +175,7 @@ def test_outcomes_that_are_put_together_are_never_farther_apart(
         assert (part >= -1e-9).all()
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 20), scale=st.sampled_from([0.1, 2.0, 9.0]))
 def test_an_id_is_drawn_as_often_as_is_likely(seed: int, count: int, scale: float) -> None:
     random = torch.Generator().manual_seed(seed)

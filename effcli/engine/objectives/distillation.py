@@ -164,7 +164,7 @@ def taught_loss(
     `rows` and `weights` as in `head_loss`: of all terms there is one mean over all positions.
     """
     if rows is None:
-        rows = 4096 if features.is_cuda else max(256, CHUNK_LOGITS // model.vocab_size)
+        rows = 2048 if features.is_cuda else max(256, CHUNK_LOGITS // model.vocab_size)
     how = (model.vocab_size, model.soft_cap, rows, signal)
     every = None if weights is None else weights.repeat_interleave(targets.shape[1])
     x = features.flatten(0, 1)

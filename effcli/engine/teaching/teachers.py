@@ -109,7 +109,7 @@ class Teachers:
     def by_rows(self, features: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
         """Log-probabilities at all positions, as many rows at one time as suit the processor."""
         rows = [x.flatten(0, 1) for x in features]
-        many = 4096 if rows[0].is_cuda else max(256, CHUNK_LOGITS // self.vocab_size)
+        many = 2048 if rows[0].is_cuda else max(256, CHUNK_LOGITS // self.vocab_size)
         for start in range(0, len(rows[0]), many):
             part = slice(start, start + many)
             yield part, self.log_probabilities([x[part] for x in rows])
