@@ -1,0 +1,72 @@
+"""A GPT whose blocks have few bits, and the part of its training in which they get few."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effcli.engine.models.gpt import GPT
+from effcli.engine.optim.optimizer import Optimizer
+from effcli.engine.protocols import LanguageModel
+from effcli.engine.quant.bitlinear import (
+    bit_layers,
+    calibrate,
+    linear_layers,
+    quantize,
+    set_blend,
+)
+from effcli.settings.model import LowBitSettings
+
+RAMP = 0.05  # of the phase: rounding is blended in, so that the loss does not jump
+
+
+def build(settings: LowBitSettings, vocab_size: int, seed: int = 0) -> GPT:
+    """The float model with its initial weights, computing with few bits; 16 leave it as it is."""
+    model = GPT(settings, vocab_size, seed)
+    bits = {name: settings.bits_of.get(name, settings.bits) for name in linear_layers(model)}
+    quantize(model, bits, settings.group, settings.act_bits, subnorm=settings.has_subnorm)
+    return model
+
+
+class Phase:
+    """A schedule whose last part is in few bits: floats before, weights without decay after.
+
+    `share` is of the budget; 0 stays with floats. Where the phase begins, the gains of
+    sub-norms are fitted to `text`, so that the function stays what it was.
+    """
+
+    def __init__(
+        self,
+        schedule: Callable[[float], float],
+        model: LanguageModel,
+        optimizer: Optimizer,
+        share: float,
+        text: Iterable[Tensor],
+    ) -> None:
+        self._schedule, self._model, self._optimizer = schedule, model, optimizer
+        self._share, self._text = share, text
+
+    def __call__(self, progress: float) -> float:
+        """The factor of the learning rate."""
+        done = (progress - (1 - self._share)) / self._share if self._share else -1.0
+        if done >= 0:
+            fit_gains(self._model, self._text)
+        set_blend(self._model, min(1.0, max(0.0, done / RAMP)))
+        self._optimizer.decays = done < 0
+        return self._schedule(progress)
+
+
+def fit_gains(model: LanguageModel, text: Iterable[Tensor]) -> None:
+    """Fit the gains of sub-norms that nothing has moved yet: those are all ones."""
+    gains = [layer.gain for layer in bit_layers(model).values() if layer.gain is not None]
+    if gains and all(bool((gain == 1).all()) for gain in gains):
+        calibrate(model, text)
+
+
+def warm_start(model: LanguageModel, weights: dict[str, Any]) -> None:
+    """Begin with the weights of a float model of the same shape."""
+    with torch.no_grad():
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected, unexpected
+    assert all(name.endswith(".gain") for name in missing), missing

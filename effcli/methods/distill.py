@@ -1,0 +1,128 @@
+"""Make a student of a teacher: smaller, of fewer bits, or both."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from effcli.engine.closing import floors_of
+from effcli.engine.loop import Parts, train
+from effcli.engine.measure.meter import Budget
+from effcli.engine.objectives.signals import Terms
+from effcli.engine.protocols import LanguageModel
+from effcli.engine.quant.bitlinear import set_blend
+from effcli.engine.quant.finish import finished
+from effcli.engine.quant.student import Phase, fit_gains, warm_start
+from effcli.engine.records import Diverged, Notice, Record, Stop, Watch, never, unwatched
+from effcli.engine.runs.compare import best_run
+from effcli.engine.runs.report import Report
+from effcli.engine.runs.trained import open_trained
+from effcli.engine.session import Session
+from effcli.engine.teaching.cache import Form, Request, TeacherCache
+from effcli.engine.teaching.making import prepared, reached
+from effcli.engine.teaching.taught import teach
+from effcli.engine.teaching.teachers import Teachers, require_worth
+from effcli.errors import InputError
+from effcli.settings.distill import DistillSettings
+
+FIT_WINDOWS = 64  # that gains are fitted to
+
+
+def run(settings: DistillSettings, watch: Watch = unwatched, stop: Stop = never) -> Report:
+    """One run, with its student in a file of its own, whose size and loss are in the report."""
+    with Session("distill", settings, watch, stop) as session:
+        asked = session.settings
+        assert isinstance(asked, DistillSettings)
+        told = _taught(session, asked, watch, stop)
+        parts = session.parts
+        text = _text(session)
+        how = (parts.schedule, parts.model, parts.optimizer, asked.share, text)
+        parts.schedule = Phase(*how)
+
+        def drive(parts: Parts, *, stop: Stop) -> Iterator[Record]:
+            for record in train(parts, stop=stop):
+                yield record
+                if isinstance(record, Diverged):
+                    return
+            fit_gains(parts.model, text)
+            set_blend(parts.model, 1.0)
+            yield finished(session, asked, told.get("teacher_loss"))
+
+        session.drive = drive
+        return session.train(distill=told)
+
+
+def _taught(
+    session: Session, asked: DistillSettings, watch: Watch, stop: Stop
+) -> dict[str, Any]:
+    """Let the student begin where its teacher is, and hear what that says; facts for the report."""
+    parts, device, teaching = session.parts, session.parts.device, asked.teaching
+    if not asked.teacher:
+        _require_teacher(session, asked)
+        return {}
+    if asked.student == "same":
+        first = open_trained(asked.teacher[0], device, lambda text: watch(Notice(text)))[0]
+        warm_start(parts.model, first.state_dict())
+    tokenizer = session.corpus.tokenizer
+    teachers = Teachers.open(asked.teacher, tokenizer, device, lambda text: watch(Notice(text)))
+    with parts.meter.timing("eval"):
+        loss = teachers.held_out_loss(session.held_out, device, parts.micro, stop)
+    require_worth(loss, floors_of(session.corpus, session.held_out)["unigram"])
+    told: dict[str, Any] = {"teacher_loss": loss, "teachers": [str(one) for one in asked.teacher]}
+    if teaching.kd == "none":
+        return told
+    if advice := teachers.advice(parts.model):
+        watch(Notice(advice))
+    terms = Terms(teaching.kd, teaching.alpha, teaching.temperature, hidden=teaching.hidden)
+    form = Form.parse(teaching.cache, tokenizer.vocab_size)
+    teacher: Teachers | TeacherCache = teachers
+    if form.mode != "online":
+        teacher = _cached(session, asked, teachers, form, watch, stop)
+    teach(parts, terms, teacher, loss, asked)
+    return told
+
+
+def _cached(
+    session: Session,
+    asked: DistillSettings,
+    teachers: Teachers,
+    form: Form,
+    watch: Watch,
+    stop: Stop,
+) -> TeacherCache:
+    """What the teachers say about all windows that the run will read, at the run's expense."""
+    parts, processes = session.parts, session.parts.device.processes
+    request = Request.of(session.corpus, teachers, form, parts.model.context)
+    sequences = asked.batch.sequences
+    limits = Budget(asked).limits
+    step = {"steps": 1, "tokens": sequences * parts.model.context}
+    known = [-int(-limit // step[name]) for name, limit in limits.items() if name in step]
+    windows = reached(request, sequences, min(known, default=None), asked.seed)
+    with session.log.aside():
+        if not processes.is_first:
+            processes.wait()
+        cache = prepared(request, teachers, windows, parts.device, watch, stop)
+        if processes.is_first:
+            processes.wait()
+    cost = cache.cost(windows)
+    session.log.bill("teacher", cost.flops, cost.seconds)
+    return cache
+
+
+def _require_teacher(session: Session, asked: DistillSettings) -> None:
+    """Refuse what cannot be done without a teacher, and name the best one there is."""
+    if asked.student != "same" and asked.teaching.kd == "none":
+        return
+    found = best_run(session.corpus.hash)
+    hint = "train one with eff baseline" if found is None else f"--teacher {found}"
+    raise InputError("there is no teacher", hint)
+
+
+def _text(session: Session) -> list[torch.Tensor]:
+    """A few windows of training text, evenly spread, where the model is."""
+    context, text = session.parts.model.context, session.corpus.train
+    there = text.windows(context)
+    count = min(FIT_WINDOWS, there)
+    starts = [there * number // count * context for number in range(count)]
+    rows = torch.from_numpy(text.read(starts, context)).to(session.parts.device.torch)
+    return list(rows.split(max(1, session.parts.micro)))
