@@ -118,9 +118,10 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write the whole map, so that it can be used without a network for ever."""
-        write_json(path, self._content())
+        write_json(path, self.content())
 
-    def _content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
+        """The whole map, as JSON."""
         tokens = sorted(self.ranks.items(), key=lambda pair: pair[1])
         return {
             "schema": SCHEMA,
@@ -134,22 +135,27 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
         """Read a saved tokenizer and check every part of it."""
-        content = read_json(path)
+        return cls.of(read_json(path), str(path))
+
+    @classmethod
+    def of(cls, content: Any, place: str) -> "Tokenizer":
+        """What `content` gave, wherever it was kept; every part of it is checked."""
         try:
             tokens = [base64.b64decode(token, validate=True) for token in content["tokens"]]
             ranks = {token: rank for rank, token in enumerate(tokens)}
             tokenizer = cls(content["name"], content["pattern"], ranks, int(content["separator"]))
             is_whole = (
                 len(ranks) == len(tokens)
+                and isinstance(tokenizer.name, str)
                 and tokenizer.pattern in ("", *PATTERNS)
                 and tokenizer.separator >= len(tokens)
                 and all(bytes([value]) in ranks for value in range(256))
-                and tokenizer._content() == content  # Base64 can say the same in several ways
+                and tokenizer.content() == content  # Base64 can say the same in several ways
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InputError(f"{path} is not a tokenizer: {error}") from error
+            raise InputError(f"{place} is not a tokenizer: {error}") from error
         if not is_whole:
-            raise InputError(f"{path} is damaged", "prepare the corpus again")
+            raise InputError(f"{place} is damaged", "prepare the corpus again")
         return tokenizer
 
 

@@ -22,6 +22,10 @@ class Linear(nn.Linear):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
 
+    def settle(self, dtype: torch.dtype) -> None:
+        """Cast the weights once to the type of products: not to be trained any more."""
+        self.to(dtype)
+
 
 class LayerNorm(nn.LayerNorm):
     """LayerNorm computed in float32."""

@@ -30,7 +30,7 @@ def settle(model: LanguageModel) -> None:
     """Cast weights once to the type that they are used in: only for a model that is not trained."""
     for module in model.modules():
         if isinstance(module, Linear):
-            module.to(model.dtype)
+            module.settle(model.dtype)
     model.settled_head = model.head[: model.vocab_size].to(model.dtype)
 
 
