@@ -5,6 +5,7 @@ Units:   loss in nats per token, cost in FLOPs, progress in 0..1 of the budget.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -82,8 +83,8 @@ class LanguageModel(nn.Module, ABC):
     """Everything below the head: from ids, and perhaps a cache, to the last features."""
     dtype: torch.dtype = torch.float32
     """Type of activations and products; the weights themselves are float32."""
-    settled_head: Tensor | None = None
-    """The head in the type of products, where it will not change any more."""
+    settled_head: Tensor | Callable[[Tensor], Tensor] | None = None
+    """The head in the type of products, or what makes its logits, where it will not change."""
 
     def features(
         self, tokens: Int[Tensor, "batch time"], cache: Any = None
@@ -136,7 +137,7 @@ class LanguageModel(nn.Module, ABC):
         head = self.settled_head
         if head is None:
             head = self.head[: self.vocab_size].to(features.dtype)
-        logits = (features @ head.T).float()
+        logits = (features @ head.T).float() if isinstance(head, Tensor) else head(features)
         return logits if not self.soft_cap else self.soft_cap * (logits / self.soft_cap).tanh()
 
 
