@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from effcli import __version__, launch
-from effcli.commands import aql
+from effcli.commands import aql, distill
 from effcli.commands.baseline import baseline
 from effcli.commands.bench import bench
 from effcli.commands.doctor import doctor
@@ -41,6 +41,7 @@ from effcli.settings.aql import (
 )
 from effcli.settings.baseline import BaselineSettings
 from effcli.settings.bench import BenchSettings
+from effcli.settings.distill import DistillSettings
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
 from effcli.settings.reading import DoctorSettings, ReportSettings, VerifySettings
@@ -62,6 +63,7 @@ policy = typer.Typer(name="policy", help="Weights of a learned policy.")
 policy.callback()(lambda: None)
 mount(policy, "train", PolicySettings, aql.policy_train)
 below.add_typer(policy)
+mount_group(app, "distill", DistillSettings, distill.train, "train", in_parallel=True)
 mount(app, "generate", GenerateSettings, generate)
 mount(app, "report", ReportSettings, report)
 mount(app, "verify", VerifySettings, verify)

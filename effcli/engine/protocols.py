@@ -134,11 +134,15 @@ class LanguageModel(nn.Module, ABC):
 
     def logits(self, features: Float[Tensor, "*any width"]) -> Float[Tensor, "*any vocab"]:
         """What the head makes of features, in float32."""
+        logits = self.products(features)
+        return logits if not self.soft_cap else self.soft_cap * (logits / self.soft_cap).tanh()
+
+    def products(self, features: Float[Tensor, "*any width"]) -> Float[Tensor, "*any vocab"]:
+        """The same before the soft cap."""
         head = self.settled_head
         if head is None:
             head = self.head[: self.vocab_size].to(features.dtype)
-        logits = (features @ head.T).float() if isinstance(head, Tensor) else head(features)
-        return logits if not self.soft_cap else self.soft_cap * (logits / self.soft_cap).tanh()
+        return (features @ head.T).float() if isinstance(head, Tensor) else head(features)
 
 
 @runtime_checkable

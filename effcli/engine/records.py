@@ -113,6 +113,14 @@ class Sample(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Student(Record):
+    """What a distillation has made: a file, and what was measured of it."""
+
+    kind: ClassVar[str] = "student"
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Notice(Record):
     """Something the reader should know about how the run was done."""
 

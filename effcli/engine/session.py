@@ -2,6 +2,7 @@
 
 import math
 import traceback
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ from effcli.engine.records import (
     Diverged,
     Evaluation,
     Notice,
+    Record,
     Saved,
     Stop,
     Watch,
@@ -54,6 +56,7 @@ class Session:
         self._stack = ExitStack()
         self._evaluated_at = self._saved_at = -1
         self._losses: Tensor | None = None  # at every position of the last look
+        self.drive: Callable[..., Iterator[Record]] = train
 
     def __enter__(self) -> "Session":
         try:
@@ -136,7 +139,7 @@ class Session:
     def _spend(self) -> None:
         settings, meter = self.settings, self.parts.meter
         self._look_if_due()  # at the untrained model, or again where a signal came between
-        for record in train(self.parts, stop=self._stop):
+        for record in self.drive(self.parts, stop=self._stop):
             self.log.book_energy()
             self.log.note(record)
             if isinstance(record, Diverged):

@@ -9,14 +9,12 @@ from effcli.engine.closing import floors_of
 from effcli.engine.loop import Parts, train
 from effcli.engine.measure.meter import Budget
 from effcli.engine.objectives.signals import Terms
-from effcli.engine.protocols import LanguageModel
 from effcli.engine.quant.bitlinear import set_blend
 from effcli.engine.quant.finish import finished
 from effcli.engine.quant.student import Phase, fit_gains, warm_start
 from effcli.engine.records import Diverged, Notice, Record, Stop, Watch, never, unwatched
-from effcli.engine.runs.compare import best_run
 from effcli.engine.runs.report import Report
-from effcli.engine.runs.trained import open_trained
+from effcli.engine.runs.trained import best_run, open_trained
 from effcli.engine.session import Session
 from effcli.engine.teaching.cache import Form, Request, TeacherCache
 from effcli.engine.teaching.making import prepared, reached
@@ -46,15 +44,14 @@ def run(settings: DistillSettings, watch: Watch = unwatched, stop: Stop = never)
                     return
             fit_gains(parts.model, text)
             set_blend(parts.model, 1.0)
-            yield finished(session, asked, told.get("teacher_loss"))
+            how = {"bits": asked.model.bits, "is_trained_in_low_bits": asked.share > 0}
+            yield finished(session, {**how, **told})
 
         session.drive = drive
         return session.train(distill=told)
 
 
-def _taught(
-    session: Session, asked: DistillSettings, watch: Watch, stop: Stop
-) -> dict[str, Any]:
+def _taught(session: Session, asked: DistillSettings, watch: Watch, stop: Stop) -> dict[str, Any]:
     """Let the student begin where its teacher is, and hear what that says; facts for the report."""
     parts, device, teaching = session.parts, session.parts.device, asked.teaching
     if not asked.teacher:
@@ -125,4 +122,4 @@ def _text(session: Session) -> list[torch.Tensor]:
     count = min(FIT_WINDOWS, there)
     starts = [there * number // count * context for number in range(count)]
     rows = torch.from_numpy(text.read(starts, context)).to(session.parts.device.torch)
-    return list(rows.split(max(1, session.parts.micro)))
+    return list(torch.split(rows, max(1, session.parts.micro)))

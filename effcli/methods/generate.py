@@ -6,8 +6,11 @@ from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
 from effcli.engine.models.generate import write
 from effcli.engine.protocols import LanguageModel
+from effcli.engine.quant.packed import read
+from effcli.engine.quant.running import runnable
 from effcli.engine.records import Stop
 from effcli.engine.runs.trained import open_trained, settle
+from effcli.errors import InputError
 from effcli.settings.generate import GenerateSettings
 
 Warn = Callable[[str], None]
@@ -35,6 +38,13 @@ def stream(settings: GenerateSettings, stop: Stop, warn: Warn = _unheard) -> Ite
 
 
 def _opened(settings: GenerateSettings, warn: Warn) -> tuple[LanguageModel, Tokenizer]:
-    model, tokenizer = open_trained(settings.run, Device(settings.device), warn)
+    device = Device(settings.device)
+    if settings.run.is_file():
+        if device.kind != "cpu":
+            hint = "--set device.name=cpu, or name the folder of its run"
+            raise InputError("a packed model runs on the CPU", hint)
+        packed = read(settings.run)
+        return runnable(packed), packed.tokenizer
+    model, tokenizer = open_trained(settings.run, device, warn)
     settle(model)
     return model, tokenizer

@@ -40,7 +40,7 @@ class GenerateSettings(SamplingSettings):
     """What `eff generate` needs."""
 
     run: Annotated[Path, Flag(positional=True, metavar="RUN")]
-    """Folder of a run."""
+    """Folder of a run, or the packed file of a student."""
     prompts: Annotated[tuple[str, ...], Flag(positional=True, metavar="PROMPT")] = ("",)
     """Texts to continue, all at once; without one, a new document is begun."""
 

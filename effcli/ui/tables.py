@@ -82,6 +82,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
     if floors := report["floors"]:
         rows.append(("counting alone", ", ".join(f"{n} {loss:.2f}" for n, loss in floors.items())))
     rows += _selection_rows(report.get("selection"))
+    rows += _student_rows(report.get("student"))
     spent = {a: f for a, f in report["flops"].items() if f}
     rows.append(("FLOPs", ", ".join(f"{a} {flops(f)}" for a, f in spent.items()) or "0"))
     timed = {a: s for a, s in seconds.items() if s >= 0.05}
@@ -131,6 +132,23 @@ def _selection_rows(chosen: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         for when, where in (("in_loop", "in the loop"), ("all_in", "all in"))
     ]
     return [("chosen", ", ".join(read)), ("choosing", "; ".join(costs))]
+
+
+def _student_rows(made: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What a distillation made; nothing for any other run."""
+    if made is None:
+        return []
+    low = "" if made["is_trained_in_low_bits"] else ", rounded after training"
+    file = f"{size(made['file_bytes'])}, {made['ratio_total']:.1f} times smaller than float32"
+    rows = [("student", f"{made['file']}, {made['bits']:g} bits{low}: {file}")]
+    if made["ratio_linear"] is not None:
+        linear = f"{made['linear_bits_per_weight']:.3f} bits per weight"
+        rows.append(("its matrices", f"{linear}, {made['ratio_linear']:.1f} times smaller"))
+    gap = f"{made['loss']:.4f}, {made['roundtrip_gap']:+.4f} by packing"
+    rows.append(("its loss", f"{gap}; logits within {made['logit_gap']:.1g} of the trained ones"))
+    if made["teacher_loss"] is not None:
+        rows.append(("teacher", f"held-out loss {made['teacher_loss']:.4f}"))
+    return rows
 
 
 def settings_table(plan: Mapping[str, Any]) -> Table:

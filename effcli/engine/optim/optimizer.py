@@ -29,6 +29,9 @@ class Group:
 class Optimizer:
     """The optimizers of a run. Its state is named by tensor, so it survives any regrouping."""
 
+    decays = True
+    """Whether weights decay now."""
+
     def __init__(self, model: LanguageModel, settings: OptimizerSettings) -> None:
         self.groups: list[Group] = resolve_place(settings.place)(model, settings)
         self._clip = settings.clip
@@ -60,6 +63,7 @@ class Optimizer:
         """Move every tensor, at `factor` times its peak rate."""
         for group, part in zip(self.groups, self._parts, strict=True):
             part.param_groups[0]["lr"] = group.lr * factor
+            part.param_groups[0]["weight_decay"] = group.weight_decay * self.decays
             part.step()
 
     def zero_grad(self) -> None:

@@ -84,6 +84,40 @@ class Selection(_Piece):
     """Candidates whose uncertainty an earlier run had kept; none where nothing is reused."""
 
 
+class Student(_Piece):
+    """What a distillation has made, measured from its file."""
+
+    bits: float
+    is_trained_in_low_bits: bool
+    """Else it was rounded after training."""
+    file: str
+    """In the run's folder."""
+    file_bytes: int
+    bytes: dict[str, int]
+    """Of the file, by what they are for."""
+    linear_bits_per_weight: float | None
+    """Of the blocks' matrices, scales included."""
+    ratio_linear: float | None
+    """Bytes of these matrices in float32 over those in the file."""
+    ratio_total: float
+    """The same of all weights and the whole file."""
+    ratio_linear_bf16: float | None
+    ratio_total_bf16: float
+    loss: float
+    """Of the file, read again, on a part of the held-out text; in nats per token."""
+    roundtrip_gap: float
+    """What packing has cost of it."""
+    logit_gap: float
+    """The largest difference of a logit from those of the trained model, tables rounded."""
+    agreement: float
+    """Share of positions at which both find the same token most likely."""
+    weight_error: float | None
+    """Mean squared error of the rounded weights over their mean square."""
+    teacher_loss: float | None = None
+    """On all held-out text."""
+    teachers: list[str] = []
+
+
 class Report(_Piece):
     """`report.json`, and what `--json` prints. Documented in docs/report.md."""
 
@@ -108,12 +142,14 @@ class Report(_Piece):
     tuning: Tuning | None = None
     tail: list[float] | None = None
     selection: Selection | None = None
+    student: Student | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The document, with the schema's number under its public name."""
         content = self.model_dump(mode="json")
-        if content["selection"] is None:  # as in every run that reads everything
-            del content["selection"]
+        for name in ("selection", "student"):  # which other commands have not
+            if content[name] is None:
+                del content[name]
         if content["held_out"] and content["held_out"]["entropy_bits_per_byte"] is None:
             del content["held_out"]["entropy_bits_per_byte"]  # only generated text has a known one
         return {"schema": content.pop("schema_version"), **content}
@@ -189,6 +225,7 @@ def _report(
         tuning=None if "tuning" not in env else Tuning(**env["tuning"]),
         tail=last["tail"]["losses"] if "tail" in last else None,
         selection=_selection(env["selection"], last, ledger) if "selection" in env else None,
+        student=Student(**last["student"]["facts"]) if "student" in last else None,
     )
 
 

@@ -1,6 +1,7 @@
 """Models, new and trained."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from effcli.engine.device import Device
 from effcli.engine.models.layers import Linear
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.runs import checkpoint
-from effcli.engine.runs.rundir import CHECKPOINTS, CONFIG, TOKENIZER, RunDir
+from effcli.engine.runs.files import read_json
+from effcli.engine.runs.rundir import CHECKPOINTS, CONFIG, REPORT, TOKENIZER, RunDir, root
 from effcli.errors import InputError, OutOfMemory
 from effcli.registry import resolve_place
 from effcli.settings.base import PartSettings
@@ -54,6 +56,17 @@ def require_memory(
         sizes = f"at least {size(needed)}, and {size(there)} are available"
         hint = "use a smaller preset, model.width or model.layers"
         raise OutOfMemory(f"out of memory before it began: {what} this model takes {sizes}", hint)
+
+
+def best_run(corpus: str) -> Path | None:
+    """The complete run on a corpus, given by its hash, with the lowest held-out loss."""
+    losses = {}
+    for path in root().glob(f"*/{REPORT}"):
+        with suppress(InputError, KeyError, TypeError):
+            report, env = read_json(path), RunDir(path.parent).env()
+            if report["status"] == "complete" and env["corpus"]["hash"] == corpus:
+                losses[path.parent] = report["held_out"]["loss"]
+    return min(losses, key=lambda folder: losses[folder], default=None)
 
 
 def open_trained(

@@ -155,8 +155,7 @@ def teacher_hash(model: LanguageModel, settings: dict[str, Any], tokenizer: Toke
 
 def _logits(model: LanguageModel, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows vocab"]:
     """Logits but for a constant: a soft cap is a sigmoid, which is what CPUs compute fast."""
-    assert model.settled_head is not None
-    logits = (x @ model.settled_head.T).float()
+    logits = model.products(x)
     if cap := model.soft_cap:
         logits = logits.mul_(2 / cap).sigmoid_().mul_(2 * cap)
     return logits
