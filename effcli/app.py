@@ -41,7 +41,7 @@ from effcli.settings.aql import (
 )
 from effcli.settings.baseline import BaselineSettings
 from effcli.settings.bench import BenchSettings
-from effcli.settings.distill import DistillSettings
+from effcli.settings.distill import CacheSettings, CheckSettings, DistillSettings, PackSettings
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
 from effcli.settings.reading import DoctorSettings, ReportSettings, VerifySettings
@@ -63,7 +63,10 @@ policy = typer.Typer(name="policy", help="Weights of a learned policy.")
 policy.callback()(lambda: None)
 mount(policy, "train", PolicySettings, aql.policy_train)
 below.add_typer(policy)
-mount_group(app, "distill", DistillSettings, distill.train, "train", in_parallel=True)
+students = mount_group(app, "distill", DistillSettings, distill.train, "train", in_parallel=True)
+mount(students, "cache", CacheSettings, distill.cache)
+mount(students, "pack", PackSettings, distill.pack)
+mount(students, "verify", CheckSettings, distill.verify)
 mount(app, "generate", GenerateSettings, generate)
 mount(app, "report", ReportSettings, report)
 mount(app, "verify", VerifySettings, verify)

@@ -3,6 +3,8 @@
 from effcli.commands.mount import Given
 from effcli.commands.training import run_training
 from effcli.ui.console import Screen
+from effcli.ui.distill import cache_table, check_table, pack_table
+from effcli.ui.progress import Watcher
 
 
 def train(given: Given, screen: Screen) -> None:
@@ -12,3 +14,29 @@ def train(given: Given, screen: Screen) -> None:
     `student.eff` in the run's folder, whose size and loss are measured from its bytes.
     """
     run_training("distill", given, screen)
+
+
+def cache(given: Given, screen: Screen) -> None:
+    """Ask a teacher about a corpus once, for all students with windows of that length."""
+    from effcli.engine.interrupt import Interrupt
+    from effcli.methods.distill_cache import run
+
+    with Interrupt() as stop, Watcher(screen, "distill cache") as watch:
+        document = run(given.resolve().settings, watch, stop)
+    screen.result(document, cache_table(document))
+
+
+def pack(given: Given, screen: Screen) -> None:
+    """Put the model of any run into one file of few bits."""
+    from effcli.methods.distill_pack import pack
+
+    document = pack(given.resolve().settings)
+    screen.result(document, pack_table(document))
+
+
+def verify(given: Given, screen: Screen) -> None:
+    """Read a packed file again: are its codes and logits those of the trained model?"""
+    from effcli.methods.distill_pack import check
+
+    document = check(given.resolve().settings)
+    screen.result(document, check_table(document))

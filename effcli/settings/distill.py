@@ -10,11 +10,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from effcli.errors import InputError
 from effcli.settings import presets
 from effcli.settings.base import Count, Flag, Settings
+from effcli.settings.corpora import prepared
 from effcli.settings.layers import CONFIG, read_toml
-from effcli.settings.model import GPTSettings, LowBitSettings
+from effcli.settings.model import BITS, Bits, GPTSettings, LowBitSettings
 from effcli.settings.presets import PRESETS
 from effcli.settings.schedule import WsdSettings
-from effcli.settings.train import BUDGETS, TrainSettings, split_names
+from effcli.settings.train import BUDGETS, DeviceSettings, TrainSettings, split_names
 
 TERNARY = 1.58
 SHARES = {1: 0.4, TERNARY: 0.35, 2: 0.2, 4: 0.1, 8: 0.1}
@@ -193,3 +194,56 @@ class DistillSettings(TrainSettings):
         if self.qat and self.share < 1 and isinstance(self.schedule, WsdSettings):
             changes["schedule"] = self.schedule.model_copy(update={"cooldown": self.share})
         return self.model_copy(update=changes)
+
+
+class CacheSettings(Settings):
+    """What `eff distill cache` is told."""
+
+    teacher: Annotated[
+        tuple[Path, ...],
+        BeforeValidator(split_names),
+        Field(min_length=1),
+        Flag(panel=_TEACHING, metavar="RUN"),
+    ]
+    """Folder of a trained run; several, by repeating the flag, average their probabilities."""
+    data: Annotated[str | None, Flag(panel=_TEACHING, metavar="CORPUS", choices=prepared)] = None
+    """Prepared corpus, by name or folder; by default the one prepared last."""
+    cache: Annotated[
+        str, AfterValidator(_is_cache), Flag(panel=_TEACHING, metavar="sampled:N|topk:K")
+    ] = "sampled:12"
+    """N draws or the K likeliest tokens of every position."""
+    context: Annotated[Count | None, Flag(panel=_TEACHING, metavar="N")] = None
+    """Tokens of a window, which must be those of the student; by default the teacher's."""
+    device: DeviceSettings = DeviceSettings(compile="off")
+
+
+class CheckSettings(Settings):
+    """What `eff distill verify` is told."""
+
+    file: Annotated[Path, Flag(positional=True, metavar="FILE")]
+    """Packed file of a student."""
+    run: Annotated[Path | None, Flag(panel="Comparison", metavar="RUN")] = None
+    """Run whose model it is said to be; by default the folder that the file is in."""
+    data: Annotated[str | None, Flag(panel="Comparison", metavar="CORPUS", choices=prepared)] = None
+    """Corpus whose held-out text they are compared on; by default the one prepared last."""
+    windows: Annotated[Count, Field(le=4096)] = 64
+    """Of held-out text, at most."""
+
+
+class PackSettings(Settings):
+    """What `eff distill pack` is told."""
+
+    run: Annotated[Path, Flag(positional=True, metavar="RUN")]
+    """Folder of a trained run, of any command."""
+    out: Annotated[Path | None, Flag(panel="Output", metavar="FILE")] = None
+    """The file; by default `student.eff` in the run's folder."""
+    bits: Annotated[Bits | None, Flag(panel="Output", choices=tuple(map(str, BITS)))] = None
+    """Of the blocks' matrices, rounded now; by default those that it was trained with."""
+    group: Annotated[int, Field(ge=0), Flag(panel="Output", metavar="N")] = 0
+    """Weights of a row that share a scale, where bits are given; 0 is the whole row."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if self.group and self.bits in (None, 16):
+            raise ValueError("group has no effect without --bits below 16")
+        return self

@@ -8,6 +8,7 @@ from effcli.engine.protocols import LanguageModel
 from effcli.engine.quant import packed
 from effcli.engine.quant.bitlinear import bit_layers
 from effcli.engine.quant.codes import relative_error, rounded
+from effcli.engine.quant.document import Sizes
 from effcli.engine.quant.verify import verify
 from effcli.engine.records import Student
 from effcli.engine.session import Session
@@ -29,13 +30,7 @@ def finished(session: Session, facts: dict[str, Any]) -> Student:
         raise CheckError(f"{message} {found.logit_gap:.2g}")
     made = {
         "file": FILE,
-        "file_bytes": sizes.total,
-        "linear_bits_per_weight": sizes.linear_bits_per_weight,
-        "ratio_linear": sizes.ratio_linear(),
-        "ratio_total": sizes.ratio_total(),
-        "ratio_linear_bf16": sizes.ratio_linear(16),
-        "ratio_total_bf16": sizes.ratio_total(16),
-        "bytes": {name: getattr(sizes, name) for name in ("linear", "embedding", "tables", "rest")},
+        **described(sizes),
         "loss": found.loss,
         "roundtrip_gap": found.roundtrip_gap,
         "logit_gap": found.logit_gap,
@@ -43,6 +38,20 @@ def finished(session: Session, facts: dict[str, Any]) -> Student:
         "weight_error": weight_error(parts.model),
     }
     return Student({**facts, **made})
+
+
+def described(sizes: Sizes) -> dict[str, Any]:
+    """What the bytes of a file are for, and how many times more floats would take."""
+    parts = ("linear", "embedding", "tables", "tokenizer", "rest")
+    return {
+        "file_bytes": sizes.total,
+        "bytes": {name: getattr(sizes, name) for name in parts},
+        "linear_bits_per_weight": sizes.linear_bits_per_weight,
+        "ratio_linear": sizes.ratio_linear(),
+        "ratio_total": sizes.ratio_total(),
+        "ratio_linear_bf16": sizes.ratio_linear(16),
+        "ratio_total_bf16": sizes.ratio_total(16),
+    }
 
 
 def weight_error(model: LanguageModel) -> float | None:

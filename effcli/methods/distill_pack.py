@@ -1,0 +1,78 @@
+"""Put the model of a run into one file of few bits, and check such a file."""
+
+from typing import Any
+
+import torch
+
+from effcli.engine.data.corpus import Corpus, locate
+from effcli.engine.device import Device
+from effcli.engine.quant import packed
+from effcli.engine.quant.bitlinear import bit_layers, linear_layers, quantize
+from effcli.engine.quant.finish import FILE, described
+from effcli.engine.quant.verify import verify
+from effcli.engine.runs.rundir import CONFIG
+from effcli.engine.runs.trained import open_trained
+from effcli.errors import CheckError, InputError
+from effcli.settings.distill import CheckSettings, PackSettings
+from effcli.settings.train import DeviceSettings
+
+CPU = DeviceSettings(name="cpu", compile="off")
+
+
+def pack(settings: PackSettings) -> dict[str, Any]:
+    """Write the file of a run; other bits than it was trained with are rounded now."""
+    path = settings.out or settings.run / FILE
+    if settings.out is not None and path.exists():
+        raise InputError(f"{path} exists", "name another file with --out")
+    model, tokenizer = open_trained(settings.run, Device(CPU))
+    is_trained = bool(bit_layers(model)) and settings.bits is None
+    if settings.bits is not None:
+        quantize(model, settings.bits, settings.group, subnorm=False)
+    facts = {"run": str(settings.run), "is_trained_in_low_bits": is_trained}
+    sizes = packed.write(path, model, tokenizer, facts)
+    kept = {"is_trained_in_low_bits": is_trained, "matrices": len(linear_layers(model))}
+    return {"schema": 1, "command": "distill pack", "file": str(path), **kept, **described(sizes)}
+
+
+def check(settings: CheckSettings) -> dict[str, Any]:
+    """Read a file again and compare it with the model of its run, on held-out text."""
+    run = settings.run or settings.file.parent
+    if not (run / CONFIG).exists():
+        raise InputError(f"there is no run in {run}", "name the run that was packed with --run")
+    model, tokenizer = open_trained(run, Device(CPU))
+    windows = _windows(settings, model.context, tokenizer.hash)
+    found = verify(settings.file, model, windows)
+    document = {
+        "schema": 1,
+        "command": "distill verify",
+        "file": str(settings.file),
+        "run": str(run),
+        "holds": found.holds,
+        "wrong_codes": found.wrong_codes,
+        "logit_gap": found.logit_gap,
+        "agreement": found.agreement,
+        "loss": found.loss,
+        "trained_loss": found.trained_loss,
+        "roundtrip_gap": found.roundtrip_gap,
+        **described(packed.sizes(settings.file)),
+    }
+    if not found.holds:
+        differs = f"{found.wrong_codes} codes, logits by {found.logit_gap:.2g}"
+        error = CheckError(f"{settings.file} is not the model of {run}: {differs}")
+        error.report = document
+        raise error
+    return document
+
+
+def _windows(settings: CheckSettings, context: int, tokenizer: str) -> torch.Tensor:
+    """Held-out windows, evenly spread."""
+    corpus = Corpus.open(locate(settings.data))
+    if corpus.tokenizer.hash != tokenizer:
+        hint = "name the corpus of its run with --data"
+        raise InputError(f"{corpus.name} has other tokens than the file", hint)
+    there = corpus.val.windows(context)
+    count = min(settings.windows, there)
+    if not count:
+        raise InputError(f"the held-out text of {corpus.name} has no window of {context} tokens")
+    starts = [there * number // count * context for number in range(count)]
+    return torch.from_numpy(corpus.val.read(starts, context + 1))
