@@ -57,11 +57,10 @@ def _taught(session: Session, asked: DistillSettings, watch: Watch, stop: Stop) 
     if not asked.teacher:
         _require_teacher(session, asked)
         return {}
-    if asked.student == "same":
-        first = open_trained(asked.teacher[0], device, lambda text: watch(Notice(text)))[0]
-        warm_start(parts.model, first.state_dict())
     tokenizer = session.corpus.tokenizer
     teachers = Teachers.open(asked.teacher, tokenizer, device, lambda text: watch(Notice(text)))
+    if asked.student == "same":
+        warm_start(parts.model, open_trained(asked.teacher[0], device)[0].state_dict())
     with parts.meter.timing("eval"):
         loss = teachers.held_out_loss(session.held_out, device, parts.micro, stop)
     require_worth(loss, floors_of(session.corpus, session.held_out)["unigram"])

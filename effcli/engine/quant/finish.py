@@ -59,6 +59,7 @@ def weight_error(model: LanguageModel) -> float | None:
     layers = bit_layers(model).values()
     if not layers:
         return None
-    pairs = [(one.weight.detach(), rounded(one.weight, one.bits, one.group)) for one in layers]
-    whole = torch.cat([weight.flatten() for weight, _ in pairs]).unsqueeze(0)
-    return relative_error(whole, torch.cat([other.flatten() for _, other in pairs]).unsqueeze(0))
+    weights = [one.weight.detach() for one in layers]
+    others = [rounded(w, one.bits, one.group) for w, one in zip(weights, layers, strict=True)]
+    whole, other = (torch.cat([w.flatten() for w in some])[None] for some in (weights, others))
+    return relative_error(whole, other)

@@ -1,0 +1,194 @@
+"""`eff distill`, from its command line: who teaches, what the student is, what its file holds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+from exactness import differences, final_state, stopping_after
+
+from effcli.engine.quant.packed import read
+from effcli.engine.runs import checkpoint
+from effcli.errors import Stopped
+from effcli.methods import baseline, distill
+from effcli.settings.baseline import BaselineSettings
+from effcli.settings.distill import DistillSettings
+from effcli.settings.layers import resolve
+
+Eff = Callable[..., tuple[int, str, str]]
+SETS = [part for assignment in TINY for part in ("--set", assignment)]
+FEW = {"eval_every": 0, "save_every": 0, "page": False}
+
+
+def _document(told: tuple[int, str, str]) -> Any:
+    code, out, err = told
+    assert code == 0, err
+    return json.loads(out)
+
+
+def _one_line(told: tuple[int, str, str], message: str, code: int = 2) -> None:
+    assert told[0] == code
+    assert message in told[2]
+    assert told[2].count("error: ") == 1
+    assert "Traceback" not in told[2]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path) -> Path:
+    """A tiny run."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    flags = {"data": str(corpus_folder), "steps": 40, "out": folder, **FEW}
+    baseline.run(resolve(BaselineSettings, flags, [*TINY, "evaluation.floors=false"]).settings)
+    return folder
+
+
+@pytest.fixture
+def asked(corpus_folder: Path, teacher: Path) -> Callable[..., DistillSettings]:
+    """Makes settings of a tiny student."""
+
+    def make(*assignments: str, **flags: Any) -> DistillSettings:
+        usual = {"data": str(corpus_folder), "teacher": [str(teacher)], "steps": 12, **FEW}
+        small = [*TINY, "evaluation.floors=false", "evaluation.samples=0"]
+        return resolve(DistillSettings, {**usual, **flags}, [*small, *assignments]).settings
+
+    return make
+
+
+def test_a_student_is_a_file_that_was_measured(
+    eff: Eff, teacher: Path, corpus_folder: Path, place: Path
+) -> None:
+    flags = ["--data", corpus_folder, "--teacher", teacher, "--steps", 12, "--eval-every", 4]
+    command = ["distill", *flags, *SETS, "--ternary", "--qat", "--out", "s", "--json"]
+    report = _document(eff(*map(str, command)))
+    made, path = report["student"], place / "s" / "student.eff"
+    assert made["file_bytes"] == path.stat().st_size == sum(made["bytes"].values())
+    assert (made["bits"], made["is_trained_in_low_bits"]) == (1.58, True)
+    assert made["logit_gap"] <= 1e-4
+    assert made["linear_bits_per_weight"] < 3
+    assert report["flops"]["teacher"] > 0
+    assert report["seconds"]["teacher"] > 0
+    checked = _document(eff("distill", "verify", str(path), "--data", str(corpus_folder), "--json"))
+    assert checked["holds"]
+    code, out, err = eff("generate", str(path), "a", "--max-new-tokens", "5")
+    assert code == 0, err
+    assert out.startswith("a")
+    code, out, err = eff("report", "s")
+    assert code == 0, err
+    assert "student.eff" in out
+
+
+def test_a_student_that_is_not_trained_in_low_bits_is_labeled_so(asked: Any, place: Path) -> None:
+    report = distill.run(asked("model.bits=2", out=place / "s"))
+    assert report.student is not None
+    assert not report.student.is_trained_in_low_bits
+    kept = read(place / "s" / "student.eff")
+    assert {codes.codes.unique().numel() for codes in kept.layers.values()} <= {2, 3, 4}
+
+
+def test_a_warm_start_is_the_teacher(asked: Any, place: Path) -> None:
+    report = distill.run(asked("teaching.kd=none", "optim.lr=1e-9", out=place / "s"))
+    assert report.held_out is not None
+    assert report.student is not None
+    assert report.held_out.loss == pytest.approx(report.student.teacher_loss, abs=1e-3)
+
+
+@pytest.mark.parametrize("how", ["sampled:4", "topk:8", "online"])
+@pytest.mark.parametrize("cut", [1, 7])
+def test_a_student_that_was_stopped_is_the_one_that_was_not(
+    asked: Any, place: Path, how: str, cut: int
+) -> None:
+    names = ("model.bits=1.58", "qat=true", f"teaching.cache={how}")
+    distill.run(asked(*names, out=place / "whole"))
+    with pytest.raises(Stopped):
+        distill.run(asked(*names, out=place / "cut"), *stopping_after(cut))
+    distill.run(asked(*names, out=place / "cut", resume=True))
+    whole, other = (final_state(place / name) for name in ("whole", "cut"))
+    for state in (whole, other):  # seconds, and the names of the folders
+        state["records"] = [row for row in state["records"] if row["kind"] == "step"]
+    assert not differences(whole, other)
+    files = [(place / name / "student.eff").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1]
+
+
+def test_low_bits_begin_with_the_cool_down(asked: Any, place: Path) -> None:
+    """Until then the weights are those of a run in floats."""
+    names = ("teaching.kd=none", "student=nano", "model.subnorm=off")
+    plain = asked(*names, "schedule.cooldown=0.5", out=place / "plain", save_at=[6])
+    low = asked(*names, "model.bits=1.58", "qat=true", "low_bit_share=0.5", out=place / "low")
+    for settings in (plain, low.model_copy(update={"save_at": (6,)})):
+        distill.run(settings)
+    states = []
+    for name in ("plain", "low"):
+        (early, *_, last) = checkpoint.steps(place / name / "checkpoints")
+        states.append([checkpoint.load_model(one, "cpu") for one in (early, last)])
+    assert not differences(states[0][0], states[1][0])
+    assert differences(states[0][1], states[1][1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--bits", "3"], "bits: should be one of 16, 8, 4, 2, 1.58, 1"),
+        (["--qat"], "qat has no effect at 16 bits"),
+        (["--ternary", "--bits", "2"], "--ternary is --bits 1.58"),
+        (["--cache", "most"], "should be online, sampled:N or topk:K"),
+        (["--alpha", "2"], "alpha"),
+        (["--kd", "none", "--alpha", "0.2"], "alpha has no effect while kd is none"),
+        (["--set", "teaching.temperature=2"], "needs --cache online"),
+        (["--hidden", "0.1"], "needs --cache online"),
+        (["--kd", "reverse"], "needs probabilities"),
+        (["--cache", "topk:100000"], "topk takes a number"),
+        (["--student", "huge"], "there is no preset called 'huge'"),
+        (["--group", "7", "--ternary"], "does not divide"),
+        (["--epochs", "1", "--steps", "3"], "exclude each other"),
+        (["--teacher", "nowhere"], "there is no run in nowhere"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    eff: Eff, teacher: Path, corpus_folder: Path, place: Path, flags: list[str], message: str
+) -> None:
+    given = [] if "--teacher" in flags else ["--teacher", str(teacher)]
+    steps = [] if "--epochs" in flags else ["--steps", "3"]
+    usual = ["--data", str(corpus_folder), *given, *steps, *SETS]
+    _one_line(eff("distill", *usual, *flags), message)
+
+
+def test_without_a_teacher_the_best_run_is_named(
+    eff: Eff, corpus_folder: Path, place: Path
+) -> None:
+    flags = ["--data", str(corpus_folder), *SETS, "--steps", "3", "--eval-every", "0"]
+    _one_line(eff("distill", *flags), "there is no teacher")
+    assert eff("baseline", *flags, "--out", "runs/good")[0] == 0
+    told = eff("distill", *flags)
+    _one_line(told, "there is no teacher")
+    assert "--teacher runs/good" in told[2]
+
+
+def test_a_teacher_of_other_tokens_is_refused(eff: Eff, teacher: Path, place: Path) -> None:
+    made = eff("prepare", "grammar:3", "--max-tokens", "9000", "--tokenizer", "bpe:300")
+    assert made[0] == 0, made[2]
+    flags = ["--teacher", str(teacher), *SETS, "--steps", "3"]
+    _one_line(eff("distill", *flags), "other tokens")
+
+
+def test_a_file_that_is_not_the_model_of_its_run_is_found_out(
+    eff: Eff, teacher: Path, corpus_folder: Path, place: Path
+) -> None:
+    flags = ["--bits", "1.58", "--out", "t.eff", "--json"]
+    packed = _document(eff("distill", "pack", str(teacher), *flags))
+    assert packed["ratio_linear"] > 8
+    where = ["--data", str(corpus_folder)]
+    told = eff("distill", "verify", "t.eff", "--run", str(teacher), *where)
+    assert told[0] == 4
+    (place / "t.eff").write_bytes(b"not a file")
+    _one_line(eff("distill", "verify", "t.eff", "--run", str(teacher), *where), "is damaged")
+    _one_line(eff("generate", "t.eff", "a"), "is damaged")
+
+
+def test_a_cache_is_made_once(eff: Eff, teacher: Path, corpus_folder: Path, place: Path) -> None:
+    command = ["distill", "cache", "--teacher", str(teacher), "--data", str(corpus_folder)]
+    first = _document(eff(*command, "--cache", "topk:4", "--json"))
+    assert first["flops"] > 0
+    assert _document(eff(*command, "--cache", "topk:4", "--json")) == first
