@@ -144,6 +144,7 @@ def test_low_bits_begin_with_the_cool_down(asked: Any, place: Path) -> None:
         (["--group", "7", "--ternary"], "does not divide"),
         (["--epochs", "1", "--steps", "3"], "exclude each other"),
         (["--teacher", "nowhere"], "there is no run in nowhere"),
+        (["--set", "model.layers=1"], "has another shape"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(

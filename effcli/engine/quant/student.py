@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from effcli.engine.models.gpt import GPT
@@ -16,6 +15,7 @@ from effcli.engine.quant.bitlinear import (
     quantize,
     set_blend,
 )
+from effcli.errors import InputError
 from effcli.settings.model import LowBitSettings
 
 RAMP = 0.05  # of the phase: rounding is blended in, so that the loss does not jump
@@ -65,8 +65,11 @@ def fit_gains(model: LanguageModel, text: Iterable[Tensor]) -> None:
 
 
 def warm_start(model: LanguageModel, weights: dict[str, Any]) -> None:
-    """Begin with the weights of a float model of the same shape."""
-    with torch.no_grad():
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected, unexpected
-    assert all(name.endswith(".gain") for name in missing), missing
+    """Begin with the weights of a model of the same shape, floats or not."""
+    own = model.state_dict()
+    shapes = {name: tensor.shape for name, tensor in own.items() if not name.endswith(".gain")}
+    theirs = {name: w.shape for name, w in weights.items() if not name.endswith(".gain")}
+    if shapes != theirs:
+        hint = "leave its shape alone, or begin anew with --student and a preset"
+        raise InputError("the student is to begin as its teacher, and has another shape", hint)
+    model.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()})
