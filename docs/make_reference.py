@@ -5,21 +5,47 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from effcli import catalog
 from effcli.app import app
 from effcli.settings import presets
+from effcli.settings.aql import (
+    AqlSettings,
+    AuditSettings,
+    PolicySettings,
+    PrepSettings,
+    SelectSettings,
+)
 from effcli.settings.base import Settings
 from effcli.settings.baseline import BaselineSettings
+from effcli.settings.bench import BenchSettings
 from effcli.settings.corpora import CORPORA, MIXES
+from effcli.settings.distill import CacheSettings, CheckSettings, DistillSettings, PackSettings
 from effcli.settings.flags import marked
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
+from effcli.settings.reading import DoctorSettings, ReportSettings, VerifySettings
+from effcli.settings.train import TrainSettings
 
 PAGE = Path(__file__).with_name("reference.md")
 COMMANDS = {
     "eff prepare": PrepareSettings,
     "eff baseline": BaselineSettings,
+    "eff aql": AqlSettings,
+    "eff aql prep": PrepSettings,
+    "eff aql select": SelectSettings,
+    "eff aql audit": AuditSettings,
+    "eff aql policy train": PolicySettings,
+    "eff distill": DistillSettings,
+    "eff distill cache": CacheSettings,
+    "eff distill pack": PackSettings,
+    "eff distill verify": CheckSettings,
     "eff generate": GenerateSettings,
+    "eff bench": BenchSettings,
+    "eff report": ReportSettings,
+    "eff verify": VerifySettings,
+    "eff doctor": DoctorSettings,
 }
 
 
@@ -27,9 +53,20 @@ def _cell(text: Any) -> str:
     return " ".join(str(text).split()).replace("|", "\\|")
 
 
+def _parent(cls: type[Settings]) -> type[Settings] | None:
+    """The class whose settings are told of elsewhere: that of every training command."""
+    if cls is BaselineSettings or not issubclass(cls, TrainSettings):
+        return None
+    return AqlSettings if cls is PolicySettings else TrainSettings
+
+
 def _rows(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every setting as (name, default, description), groups opened."""
+    """Every setting of its own as (name, default, description), groups opened."""
+    parent = _parent(cls)
+    known = {} if parent is None else parent.model_fields
     for name, field in cls.model_fields.items():
+        if name in known and field.description == known[name].description:
+            continue
         default = field.default
         if isinstance(default, Settings):
             if not any(isinstance(m, catalog.Registry) for m in field.metadata):
@@ -49,6 +86,16 @@ def _table(cls: type[Settings], prefix: str = "") -> list[str]:
     return [*lines, ""]
 
 
+def _commands(group: typer.Typer, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and first sentences of all commands; what a group does by itself is its first one."""
+    for command in group.registered_commands:
+        doc = command.callback.__doc__ if command.callback else None
+        yield f"{prefix}{command.name}", (doc or "").splitlines()[0]
+    for below in group.registered_groups:
+        assert below.typer_instance is not None
+        yield from _commands(below.typer_instance, f"{prefix}{below.typer_instance.info.name} ")
+
+
 def page() -> str:
     """The whole reference."""
     lines = [
@@ -62,12 +109,14 @@ def page() -> str:
         "a settings file that names one cannot be put on top of another.",
         "",
     ]
-    for command in app.registered_commands:
-        first = (command.callback.__doc__ or "").splitlines()[0] if command.callback else ""
-        lines.append(f"- `eff {command.name}`: {first}")
+    lines += [f"- `eff {name}`: {first}" for name, first in _commands(app)]
     lines.append("")
     for title, cls in COMMANDS.items():
-        lines += [f"## `{title}`", "", *_table(cls)]
+        lines += [f"## `{title}`", ""]
+        if parent := _parent(cls):
+            other = "eff aql" if parent is AqlSettings else "eff baseline"
+            lines += [f"Beside those of `{other}`:", ""]
+        lines += _table(cls)
     parts = {"model": catalog.MODELS, "optim": catalog.OPTIMIZERS, "schedule": catalog.SCHEDULES}
     for kind, registry in parts.items():
         for name in registry:
