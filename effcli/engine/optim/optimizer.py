@@ -1,8 +1,9 @@
 """Several optimizers, each for its tensors, moved as one."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from effcli.registry import resolve_place
 from effcli.settings.optim import MuonSettings, OptimizerSettings
 
 NEWTON_SCHULZ_STEPS = 5
+GUARD = "guard"  # in a state; moments have a slash in their names
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,57 @@ class Group:
     tensors: list[tuple[str, nn.Parameter]]
 
 
+@dataclass(frozen=True)
+class Move:
+    """A tensor that its rule is about to move; calling it does so."""
+
+    group: Group
+    parameter: nn.Parameter
+    part: torch.optim.Optimizer
+
+    def __call__(self) -> None:
+        """Move this tensor alone: rules keep tensors apart, so the bits are the same."""
+        everyone, self.rule["params"] = self.rule["params"], [self.parameter]
+        try:
+            self.part.step()
+        finally:
+            self.rule["params"] = everyone
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """Rate, decay and moments' decays of this step."""
+        rule: dict[str, Any] = self.part.param_groups[0]
+        return rule
+
+    @property
+    def moments(self) -> Mapping[str, Any]:
+        """What the rule remembers of this tensor."""
+        moments: Mapping[str, Any] = self.part.state.get(self.parameter, {})
+        return moments
+
+
+class Guard(Protocol):
+    """Makes the moves of a step, and may shorten them."""
+
+    def step(self, moves: Sequence[Move]) -> None:
+        """Call every move once."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on exactly: numbers and strings."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        ...
+
+
 class Optimizer:
     """The optimizers of a run. Its state is named by tensor, so it survives any regrouping."""
 
     decays = True
     """Whether weights decay now."""
+    guard: Guard | None = None
 
     def __init__(self, model: LanguageModel, settings: OptimizerSettings) -> None:
         self.groups: list[Group] = resolve_place(settings.place)(model, settings)
@@ -61,9 +109,15 @@ class Optimizer:
 
     def step(self, factor: float) -> None:
         """Move every tensor, at `factor` times its peak rate."""
-        for group, part in zip(self.groups, self._parts, strict=True):
+        pairs = list(zip(self.groups, self._parts, strict=True))
+        for group, part in pairs:
             part.param_groups[0]["lr"] = group.lr * factor
             part.param_groups[0]["weight_decay"] = group.weight_decay * self.decays
+        if self.guard is not None:
+            moves = [Move(group, p, part) for group, part in pairs for _, p in group.tensors]
+            self.guard.step(moves)
+            return
+        for part in self._parts:
             part.step()
 
     def zero_grad(self) -> None:
@@ -90,18 +144,23 @@ class Optimizer:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments of every tensor, as `<tensor>/<moment>`."""
-        return {
+        """Moments of every tensor, as `<tensor>/<moment>`, and what the guard knows."""
+        moments = {
             f"{name}/{key}": value
             for group, part in zip(self.groups, self._parts, strict=True)
             for name, parameter in group.tensors
             for key, value in part.state.get(parameter, {}).items()
         }
+        return moments if self.guard is None else moments | {GUARD: self.guard.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; one that names unknown tensors does not fit."""
         by_tensor: dict[str, dict[str, Any]] = {}
+        if self.guard is not None and GUARD in state:
+            self.guard.load_state_dict(state[GUARD])
         for path, value in state.items():
+            if path == GUARD:
+                continue
             name, _, key = path.rpartition("/")
             by_tensor.setdefault(name, {})[key] = value
         for group, part in zip(self.groups, self._parts, strict=True):
