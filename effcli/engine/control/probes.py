@@ -1,7 +1,8 @@
 """Looks at a model that are paid for, at text that neither trains nor judges it."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from effcli.engine.data.corpus import Split
 from effcli.engine.loop import Parts
 from effcli.engine.measure.evaluate import HeldOut, held_out_loss
 from effcli.engine.measure.meter import Meter
+from effcli.engine.objectives.next_token import NextToken
 from effcli.engine.protocols import Batch, LanguageModel, Objective
 from effcli.engine.records import Stop
 from effcli.errors import InputError
@@ -64,15 +66,15 @@ class Probe:
 
     @classmethod
     def of(cls, parts: Parts, windows: HeldOut) -> "Probe":
-        """As many of the windows as go through the model at one time."""
+        """As many of the windows as go through the model at one time, and their next tokens."""
         tokens = torch.from_numpy(windows.tokens[: parts.micro])
         batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.arange(len(tokens)))
         batch = batch.to(parts.device.torch)
         world = parts.device.processes.world
-        return cls(parts.model, parts.objective, batch, parts.meter, world)
+        return cls(parts.model, NextToken(), batch, parts.meter, world)
 
     def loss(self) -> float:
-        """What is minimized, without dropout."""
+        """Mean over the batch, without dropout."""
         with self.meter.timing("meta"), torch.no_grad():
             loss = self._mean(self.batch).item()
         shape = self.batch.inputs.shape
@@ -95,3 +97,27 @@ class Probe:
             return self.objective(self.model, batch).mean
         finally:
             self.model.train(was_training)
+
+    def halves(self, momenta: dict[str, Tensor]) -> tuple[float, float]:
+        """Two facts about the gradient: log of its noise scale, cosine with the momentum.
+
+        The noise scale is the trace of the covariance between sequences over the squared mean
+        (McCandlish et al. 2018, arXiv 1812.06162, eq. 2.8), here from two halves of the batch.
+        `momenta` are those of some tensors, by name.
+        """
+        tensors = dict(self.model.named_parameters())
+        half, half_batches = len(self.batch) // 2, []
+        for start in (0, half):
+            part = replace(self, batch=self.batch.part(start, start + half))
+            half_batches.append(part.gradients([tensors[name] for name in momenta])[1])
+        sums = torch.zeros(5, dtype=torch.float64)
+        for one, other, momentum in zip(*half_batches, momenta.values(), strict=True):
+            if one is not None and other is not None:
+                mean = (one + other) / 2
+                pairs = ((one, other), (one - other,) * 2, (mean, momentum), (mean,) * 2)
+                dots = [torch.sum(a * b) for a, b in (*pairs, (momentum,) * 2)]
+                sums += torch.stack(dots).double().cpu()
+        same, apart, along, square, momentum_square = sums.tolist()
+        least = 1e-3 * square + 1e-30  # the halves may agree in nothing
+        noise = math.log((half * apart / 2 + 1e-30) / max(same, least))
+        return noise, along / math.sqrt(square * momentum_square + 1e-60)
