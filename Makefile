@@ -3,6 +3,7 @@
 # make check   everything that a change must pass
 # make bench-speed   training, writing and what surrounds them, beside plain scripts
 # make bench-prepare preparation, beside the disk and the tokenizer alone
+# make bench-kernels   products of low-bit layers, and generation with them
 # make results       the tables of kept benches, in README and docs
 # make gpu-check     whether all is right and fast on this GPU
 # make reliability   kills, damage, hostile files, full disks: about half an hour
@@ -12,7 +13,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-slow bench-speed bench-prepare results gpu-check reliability check format lint type package golden docs clean
+.PHONY: demo test test-slow bench-speed bench-prepare bench-kernels results gpu-check reliability check format lint type package golden docs clean
 
 # torch first and pinned: a range would take the newest build, with gigabytes of GPU libraries.
 # The stamp comes last, so that an installation that was cut off is done again.
@@ -48,6 +49,9 @@ bench-speed: $(READY)
 bench-prepare: $(READY)
 	$(BIN)/eff bench speed --arms prepare --out build/bench-prepare --offline
 	$(BIN)/python benchmarks/tables.py build/bench-prepare/bench.json
+
+bench-kernels: $(READY)
+	$(BIN)/python benchmarks/kernels.py
 
 # The tables of docs/results/*.json, in README and docs.
 results: $(READY)

@@ -76,7 +76,7 @@ INLINE V16 plain_dot(V16 sum, V16 u, V16 x)
 #define TARGET
 #define VECTOR V16
 #define DOT plain_dot
-#include __FILE__
+#include "kernels.c"
 
 #if defined(__x86_64__) && !defined(PLAIN)
 #include <immintrin.h>
@@ -97,19 +97,19 @@ TARGET INLINE V32 avx2_dot8(V32 sum, V32 u, V32 x)
     V32 half = (V32)_mm256_set1_epi8(15), high = avx2_dot((V32){0}, (u >> 4) & half, x);
     return avx2_dot(sum, u & half, x) + (high << 4);
 }
-#include __FILE__
+#include "kernels.c"
 
 #define PATH avxvnni
 #define TARGET __attribute__((target("avx2,avxvnni")))
 #define VECTOR V32
 #define DOT(sum, u, x) (V32)_mm256_dpbusd_avx_epi32((__m256i)(sum), (__m256i)(u), (__m256i)(x))
-#include __FILE__
+#include "kernels.c"
 
 #define PATH avx512vnni
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
 #define VECTOR V64
 #define DOT(sum, u, x) (V64)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(u), (__m512i)(x))
-#include __FILE__
+#include "kernels.c"
 
 #elif defined(__aarch64__) && !defined(PLAIN)
 #include <arm_neon.h>
@@ -130,7 +130,7 @@ TARGET INLINE V32 avx2_dot8(V32 sum, V32 u, V32 x)
 #define ZERO8 0 /* both factors have a sign here */
 #define DOT(sum, u, x) (V16)vdotq_s32((int32x4_t)(sum), (int8x16_t)(u), (int8x16_t)(x))
 #define DOT8(sum, u, x) DOT(sum, (u) ^ (int32_t)0x80808080, x)
-#include __FILE__
+#include "kernels.c"
 #endif
 
 /* The functions of a set of instructions; null where the processor lacks them. */
@@ -235,21 +235,21 @@ TARGET static void NAME(read)(const Layer *layer, const float *x, const Input *i
     in->steps[token] = peak / 127 + (peak - peak); /* NaN where a token is not finite */
 }
 
-/* Sums of a block of rows over the columns of a group, for one token, or for AT_ONCE, which then
- * share two vectors of rows. */
+/* Sums of a block of rows over the columns of a group, for one token or AT_ONCE of them. What is
+ * read of the tokens meets two vectors of rows; one token has 4 sums for each, so that none waits
+ * for the one before it. */
 TARGET INLINE void NAME(dots)(const uint8_t *w, const int8_t *x, int64_t stride, int64_t steps,
                               const int bits, const int tokens, int32_t out[AT_ONCE][ROWS])
 {
     enum { WIDTH = sizeof(VECTOR), BYTES = 4 * ROWS };
-    const int wide = tokens == 1 ? 1 : 2;
-    for (int part = 0; part < BYTES; part += wide * WIDTH) {
+    for (int part = 0; part < BYTES; part += 2 * WIDTH) {
         VECTOR sums[2][AT_ONCE] = {{{0}}};
         for (int64_t step = 0; step < steps; step++) {
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
                 const uint8_t *at = w + (step * bits / 2 + j * bits / 8) * BYTES + part;
 #pragma GCC unroll 2
-                for (int i = 0; i < wide; i++) {
+                for (int i = 0; i < 2; i++) {
                     VECTOR u;
                     memcpy(&u, at + i * WIDTH, WIDTH);
                     if (bits < 8) u = u >> j * bits % 8 & (bits == 2 ? 0x03030303 : 0x0f0f0f0f);
@@ -257,17 +257,17 @@ TARGET INLINE void NAME(dots)(const uint8_t *w, const int8_t *x, int64_t stride,
                     for (int t = 0; t < tokens; t++) {
                         int32_t four;
                         memcpy(&four, x + t * stride + step * STEP + 4 * j, 4);
-                        VECTOR same = four + (VECTOR){0}, *sum = &sums[i][wide == 1 ? j : t];
+                        VECTOR same = four + (VECTOR){0}, *sum = &sums[i][tokens == 1 ? j : t];
                         *sum = bits == 8 ? DOT8(*sum, u, same) : DOT(*sum, u, same);
                     }
                 }
             }
         }
 #pragma GCC unroll 2
-        for (int i = 0; i < wide; i++)
+        for (int i = 0; i < 2; i++)
 #pragma GCC unroll 4
             for (int t = 0; t < tokens; t++) {
-                VECTOR *s = sums[i], sum = wide == 1 ? s[0] + s[1] + s[2] + s[3] : s[t];
+                VECTOR *s = sums[i], sum = tokens == 1 ? s[0] + s[1] + s[2] + s[3] : s[t];
                 memcpy((uint8_t *)out[t] + part + i * WIDTH, &sum, WIDTH);
             }
     }
