@@ -159,17 +159,9 @@ int eff_threads(void)
 #endif
 }
 
-static int64_t threads(const Layer *layer, int64_t tokens, int64_t blocks)
-{
-    int64_t work = layer->rows * layer->groups * layer->size * layer->bits / 8 * tokens;
-    int64_t most = eff_threads(), useful = work / BYTES_PER_THREAD;
-    most = most < useful ? most : useful;
-    most = most < blocks ? most : blocks;
-    return most > 1 ? most : 1;
-}
-
-/* y[tokens][rows] from x[tokens][columns]; returns whether there was memory. */
-int eff_product(const Path *path, const Layer *layer, const float *x, float *y, int64_t tokens)
+/* Some tokens at a time, so that the nearest cache holds them while all rows pass by. */
+static int chunks(const Path *path, const Layer *layer, const float *x, float *y, int64_t tokens,
+                  int64_t parts)
 {
     int64_t columns = layer->groups * layer->size, blocks = (layer->rows + ROWS - 1) / ROWS;
     int64_t chunk = tokens < CHUNK ? tokens : CHUNK, stride = layer->groups * padded(layer->size);
@@ -180,8 +172,7 @@ int eff_product(const Path *path, const Layer *layer, const float *x, float *y, 
     in.normed = (float *)(in.sums + chunk * layer->groups);
     in.codes = (int8_t *)(in.steps + floats);
     for (; tokens > 0; tokens -= chunk, x += chunk * columns, y += chunk * layer->rows) {
-        int64_t now = tokens < chunk ? tokens : chunk, parts = threads(layer, now, blocks);
-#pragma omp parallel for num_threads(parts) if (parts > 1 && now > 1)
+        int64_t now = tokens < chunk ? tokens : chunk;
         for (int64_t t = 0; t < now; t++) path->read(layer, x + t * columns, &in, t);
 #pragma omp parallel for num_threads(parts) if (parts > 1)
         for (int64_t part = 0; part < parts; part++)
@@ -189,6 +180,24 @@ int eff_product(const Path *path, const Layer *layer, const float *x, float *y, 
     }
     free(in.steps);
     return 1;
+}
+
+/* y[tokens][rows] from x[tokens][columns]; returns whether there was memory. Threads share many
+ * tokens, or else the rows: they meet once. */
+int eff_product(const Path *path, const Layer *layer, const float *x, float *y, int64_t tokens)
+{
+    int64_t rows = layer->rows, columns = layer->groups * layer->size;
+    int64_t work = rows * columns * layer->bits / 8 * tokens, parts = eff_threads();
+    parts = parts < work / BYTES_PER_THREAD ? parts : work / BYTES_PER_THREAD;
+    if (parts <= 1) return chunks(path, layer, x, y, tokens, 1);
+    if (tokens < parts * CHUNK) return chunks(path, layer, x, y, tokens, parts);
+    int missed = 0;
+#pragma omp parallel for num_threads(parts) reduction(+ : missed)
+    for (int64_t part = 0; part < parts; part++) {
+        int64_t first = tokens * part / parts, count = tokens * (part + 1) / parts - first;
+        missed += !chunks(path, layer, x + first * columns, y + first * rows, count, 1);
+    }
+    return !missed;
 }
 
 #else
