@@ -121,6 +121,14 @@ class Student(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class HybridFound(Record):
+    """What the parts of `--hybrid` did over a run."""
+
+    kind: ClassVar[str] = "hybrid"
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Notice(Record):
     """Something the reader should know about how the run was done."""
 

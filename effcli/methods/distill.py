@@ -6,13 +6,23 @@ from typing import Any
 import torch
 
 from effcli.engine.closing import floors_of
+from effcli.engine.control.guided import GuidedParts, guided
 from effcli.engine.loop import Parts, train
 from effcli.engine.measure.meter import Budget
 from effcli.engine.objectives.signals import Terms
 from effcli.engine.quant.bitlinear import set_blend
 from effcli.engine.quant.finish import finished
 from effcli.engine.quant.student import Phase, fit_gains, warm_start
-from effcli.engine.records import Diverged, Notice, Record, Stop, Watch, never, unwatched
+from effcli.engine.records import (
+    Diverged,
+    HybridFound,
+    Notice,
+    Record,
+    Stop,
+    Watch,
+    never,
+    unwatched,
+)
 from effcli.engine.runs.report import Report
 from effcli.engine.runs.trained import best_run, open_trained
 from effcli.engine.session import Session
@@ -21,29 +31,37 @@ from effcli.engine.teaching.making import prepared, reached
 from effcli.engine.teaching.taught import teach
 from effcli.engine.teaching.teachers import Teachers, require_worth
 from effcli.errors import InputError
-from effcli.settings.distill import DistillSettings
+from effcli.methods.distill_parts import drawn, steer, stratify, told_of, with_bits
+from effcli.settings.distill import ControlSettings, DistillSettings
 
 FIT_WINDOWS = 64  # that gains are fitted to
 
 
 def run(settings: DistillSettings, watch: Watch = unwatched, stop: Stop = never) -> Report:
     """One run, with its student in a file of its own, whose size and loss are in the report."""
+    settings, spent = with_bits(settings, watch, stop)
     with Session("distill", settings, watch, stop) as session:
         asked = session.settings
         assert isinstance(asked, DistillSettings)
+        session.log.bill("select", spent.flops, spent.seconds)
         told = _taught(session, asked, watch, stop)
-        parts = session.parts
-        text = _text(session)
-        how = (parts.schedule, parts.model, parts.optimizer, asked.share, text)
-        parts.schedule = Phase(*how)
+        parts, text = session.parts, _text(session)
+        parts.schedule = Phase(parts.schedule, parts.model, parts.optimizer, asked.share, text)
+        controller = steer(session, asked)
+        has_parts = controller is not None or session.parts.optimizer.guard is not None
 
         def drive(parts: Parts, *, stop: Stop) -> Iterator[Record]:
-            for record in train(parts, stop=stop):
+            steps: Iterator[Record] = train(parts, stop=stop)
+            if isinstance(parts, GuidedParts):
+                steps = guided(parts, stop=stop)
+            for record in steps:
                 yield record
                 if isinstance(record, Diverged):
                     return
             fit_gains(parts.model, text)
             set_blend(parts.model, 1.0)
+            if has_parts or asked.control != ControlSettings():
+                yield HybridFound(told_of(session, controller))
             how = {"bits": asked.model.bits, "is_trained_in_low_bits": asked.share > 0}
             yield finished(session, {**how, **told})
 
@@ -56,6 +74,7 @@ def _taught(session: Session, asked: DistillSettings, watch: Watch, stop: Stop) 
     parts, device, teaching = session.parts, session.parts.device, asked.teaching
     if not asked.teacher:
         _require_teacher(session, asked)
+        stratify(session, asked)
         return {}
     tokenizer = session.corpus.tokenizer
     teachers = Teachers.open(asked.teacher, tokenizer, device, lambda text: watch(Notice(text)))
@@ -65,15 +84,25 @@ def _taught(session: Session, asked: DistillSettings, watch: Watch, stop: Stop) 
         loss = teachers.held_out_loss(session.held_out, device, parts.micro, stop)
     require_worth(loss, floors_of(session.corpus, session.held_out)["unigram"])
     told: dict[str, Any] = {"teacher_loss": loss, "teachers": [str(one) for one in asked.teacher]}
+    form = Form.parse(teaching.cache, tokenizer.vocab_size)
+    if teaching.kd == "none" or form.mode == "online":
+        stratify(session, asked)
     if teaching.kd == "none":
         return told
     if advice := teachers.advice(parts.model):
         watch(Notice(advice))
     terms = Terms(teaching.kd, teaching.alpha, teaching.temperature, hidden=teaching.hidden)
-    form = Form.parse(teaching.cache, tokenizer.vocab_size)
+    terms.require(form.mode)
     teacher: Teachers | TeacherCache = teachers
     if form.mode != "online":
-        teacher = _cached(session, asked, teachers, form, watch, stop)
+        teacher = _cached(
+            session,
+            asked,
+            Request.of(session.corpus, teachers, form, parts.model.context),
+            teachers,
+            watch,
+            stop,
+        )
     teach(parts, terms, teacher, loss, asked)
     return told
 
@@ -81,19 +110,26 @@ def _taught(session: Session, asked: DistillSettings, watch: Watch, stop: Stop) 
 def _cached(
     session: Session,
     asked: DistillSettings,
+    request: Request,
     teachers: Teachers,
-    form: Form,
     watch: Watch,
     stop: Stop,
 ) -> TeacherCache:
-    """What the teachers say about all windows that the run will read, at the run's expense."""
+    """What the teachers say about all windows that the run will read, at the run's expense.
+
+    Clusters of a text that is read whole are those of the teachers' states; else of its tokens.
+    """
     parts, processes = session.parts, session.parts.device.processes
-    request = Request.of(session.corpus, teachers, form, parts.model.context)
     sequences = asked.batch.sequences
-    limits = Budget(asked).limits
     step = {"steps": 1, "tokens": sequences * parts.model.context}
+    limits = Budget(asked).limits
     known = [-int(-limit // step[name]) for name, limit in limits.items() if name in step]
-    windows = reached(request, sequences, min(known, default=None), asked.seed)
+    steps = min(known, default=request.windows)
+    if is_part := steps * sequences < request.windows:
+        stratify(session, asked)
+    windows = reached(request, sequences, steps, asked.seed)
+    if is_part and asked.control.data_clusters:
+        windows = drawn(parts.batches, steps)
     with session.log.aside():
         if not processes.is_first:
             processes.wait()
@@ -102,6 +138,8 @@ def _cached(
             processes.wait()
     cost = cache.cost(windows)
     session.log.bill("teacher", cost.flops, cost.seconds)
+    if not is_part:
+        stratify(session, asked, cache)
     return cache
 
 

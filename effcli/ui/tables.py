@@ -83,6 +83,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
         rows.append(("counting alone", ", ".join(f"{n} {loss:.2f}" for n, loss in floors.items())))
     rows += _selection_rows(report.get("selection"))
     rows += _student_rows(report.get("student"))
+    rows += _hybrid_rows(report.get("hybrid"))
     spent = {a: f for a, f in report["flops"].items() if f}
     rows.append(("FLOPs", ", ".join(f"{a} {flops(f)}" for a, f in spent.items()) or "0"))
     timed = {a: s for a, s in seconds.items() if s >= 0.05}
@@ -148,6 +149,22 @@ def _student_rows(made: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     rows.append(("its loss", f"{gap}; logits within {made['logit_gap']:.1g} of the trained ones"))
     if made["teacher_loss"] is not None:
         rows.append(("teacher", f"held-out loss {made['teacher_loss']:.4f}"))
+    return rows
+
+
+def _hybrid_rows(parts: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What the parts of a hybrid did; nothing for any other run."""
+    if parts is None:
+        return []
+    rows = []
+    if parts["multiplier_mean"] is not None:
+        taken = f"{parts['adopted']} of {parts['decisions']} proposals adopted"
+        rows.append(("controller", f"mean multiplier {parts['multiplier_mean']:.3f}, {taken}"))
+    if parts["constraint_activation_rate"] is not None:
+        radius = parts["final_radius"]
+        final = "" if radius is None else f", final radius {radius:.4g}"
+        rows.append(("trust region", f"active {parts['constraint_activation_rate']:.1%}{final}"))
+    rows.append(("probes", f"{parts['overhead']:.1%} of the FLOPs of training"))
     return rows
 
 

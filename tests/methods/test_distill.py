@@ -11,6 +11,7 @@ from exactness import differences, final_state, stopping_after
 
 from effcli.engine.quant.packed import read
 from effcli.engine.runs import checkpoint
+from effcli.engine.runs.rundir import RunDir
 from effcli.errors import Stopped
 from effcli.methods import baseline, distill
 from effcli.settings.baseline import BaselineSettings
@@ -145,6 +146,8 @@ def test_low_bits_begin_with_the_cool_down(asked: Any, place: Path) -> None:
         (["--epochs", "1", "--steps", "3"], "exclude each other"),
         (["--teacher", "nowhere"], "there is no run in nowhere"),
         (["--set", "model.layers=1"], "has another shape"),
+        (["--controller", "guarded"], "3 steps are too few for a controller"),
+        (["--param-clusters", "4"], "param_clusters has no effect at 16 bits"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(
@@ -154,6 +157,30 @@ def test_what_cannot_be_is_said_in_one_line(
     steps = [] if "--epochs" in flags else ["--steps", "3"]
     usual = ["--data", str(corpus_folder), *given, *steps, *SETS]
     _one_line(eff("distill", *usual, *flags), message)
+
+
+def test_a_hybrid_goes_on_as_if_it_had_not_been_stopped(asked: Any, place: Path) -> None:
+    names = ["hybrid=true", "ternary=true", "qat=true", "control.widest=3"]
+    how = {"steps": 200, "eval_every": 50}
+    report = distill.run(asked(*names, out=place / "whole", **how))
+    assert report.hybrid is not None
+    assert report.hybrid.decisions == 4
+    assert report.hybrid.overhead > 0
+    assert report.flops["meta"] > 0
+    assert report.steps < 200  # the comparisons are paid for by the budget
+    decided = [
+        row["step"] for row in RunDir(place / "whole").records() if row["kind"] == "decision"
+    ]
+    for cut in (decided[0] - 1, decided[0], decided[2] + 1):
+        settings = asked(*names, out=place / "cut", resume=cut != decided[0] - 1, **how)
+        with pytest.raises(Stopped):
+            distill.run(settings, *stopping_after(cut))
+    distill.run(asked(*names, out=place / "cut", resume=True, **how))
+    files = [(place / name / "student.eff").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1]
+    whole, cut = (list(RunDir(place / name).records()) for name in ("whole", "cut"))
+    losses = [[row["loss"] for row in rows if row["kind"] == "step"] for rows in (whole, cut)]
+    assert losses[0] == losses[1]
 
 
 def test_without_a_teacher_the_best_run_is_named(

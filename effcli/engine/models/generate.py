@@ -67,7 +67,7 @@ class Writing:
         return fresh
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def write(
     model: LanguageModel,
     tokenizer: Tokenizer,

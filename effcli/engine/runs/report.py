@@ -118,6 +118,20 @@ class Student(_Piece):
     teachers: list[str] = []
 
 
+class Hybrid(_Piece):
+    """What the parts of `--hybrid` did, and what they cost."""
+
+    overhead: float
+    """FLOPs of probes, as a share of those of training."""
+    multiplier_mean: float | None = None
+    """Of the learning rate, by the controller."""
+    decisions: int | None = None
+    adopted: int | None = None
+    constraint_activation_rate: float | None = None
+    """Share of all moves of tensors that the trust region cut."""
+    final_radius: float | None = None
+
+
 class Report(_Piece):
     """`report.json`, and what `--json` prints. Documented in docs/report.md."""
 
@@ -143,11 +157,12 @@ class Report(_Piece):
     tail: list[float] | None = None
     selection: Selection | None = None
     student: Student | None = None
+    hybrid: Hybrid | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The document, with the schema's number under its public name."""
         content = self.model_dump(mode="json")
-        for name in ("selection", "student"):  # which other commands have not
+        for name in ("selection", "student", "hybrid"):  # which other commands have not
             if content[name] is None:
                 del content[name]
         if content["held_out"] and content["held_out"]["entropy_bits_per_byte"] is None:
@@ -226,6 +241,7 @@ def _report(
         tail=last["tail"]["losses"] if "tail" in last else None,
         selection=_selection(env["selection"], last, ledger) if "selection" in env else None,
         student=Student(**last["student"]["facts"]) if "student" in last else None,
+        hybrid=Hybrid(**last["hybrid"]["facts"]) if "hybrid" in last else None,
     )
 
 
