@@ -27,13 +27,20 @@ SHAPES = {
     "far": ["model.shift=3", "model.pair_rows=5"],
     "plain": ["model.zero_init=false", "model.qk_norm=false", "model.soft_cap=0"],
 }
+OF_ONE = {
+    "ternary": ("low-bit", ["model.bits=1.58"]),
+    "two-bit": ("low-bit", ["model.bits=2", "model.group=16", "model.subnorm=off"]),
+    "eight-bit": ("low-bit", ["model.bits=8", "model.activation=swiglu", "model.bias=true"]),
+}
 CASES = [(name, shape) for name in MODELS for shape in SHAPES]
+CASES += [(name, shape) for shape, (name, _) in OF_ONE.items()]
 
 
 def _model(name: str, shape: str, *, seed: int = 0, spread: float = 0.0) -> LanguageModel:
     recipe = shape if shape in ("modern", "textbook") else "modern"
     small = ["model.layers=2", "model.width=32", "model.heads=4", "model.context=24"]
-    assignments = [f"model.name={name}", *small, *SHAPES[shape]]
+    own = SHAPES[shape] if shape in SHAPES else OF_ONE[shape][1]
+    assignments = [f"model.name={name}", *small, *own]
     settings = resolve(BaselineSettings, {"recipe": recipe}, assignments).settings
     model = build_model(settings.model, VOCAB, seed)
     if spread:  # zero-initialized parts would hide mistakes
