@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from effcli.engine.models.layers import Linear, rms_norm
 from effcli.engine.protocols import LanguageModel
-from effcli.engine.quant.codes import Codes, encode, require_bits, rounded, rounded_tokens
+from effcli.engine.quant.codes import Bits, Codes, encode, require_bits, rounded, rounded_tokens
 from effcli.errors import InputError
 from effcli.registry import suggestion
 
@@ -44,7 +44,7 @@ class BitLinear(Linear):
         self,
         inputs: int,
         outputs: int,
-        bits: float,
+        bits: Bits,
         group: int = 0,
         act_bits: int = 8,
         *,
@@ -130,7 +130,7 @@ def bit_layers(model: LanguageModel) -> dict[str, BitLinear]:
 
 def quantize(
     model: LanguageModel,
-    bits: float | Mapping[str, float],
+    bits: Bits | Mapping[str, Bits],
     group: int = 0,
     act_bits: int = 8,
     *,
@@ -160,7 +160,7 @@ def quantize(
         setattr(model.get_submodule(parent), leaf, _replaced(layer, widths[name], *how))
 
 
-def _replaced(layer: Linear, bits: float, group: int, act_bits: int, is_normed: bool) -> Linear:
+def _replaced(layer: Linear, bits: Bits, group: int, act_bits: int, is_normed: bool) -> Linear:
     """A layer of other bits with the same parameters."""
     inputs, outputs, bias = layer.in_features, layer.out_features, layer.bias is not None
     device = layer.weight.device
@@ -181,7 +181,10 @@ def _replaced(layer: Linear, bits: float, group: int, act_bits: int, is_normed: 
 
 
 def set_blend(model: LanguageModel, blend: float) -> None:
-    """From the float model, 0, to the quantized one, 1: what a warm start ramps."""
+    """From the float model, 0, to the quantized one, 1: what a warm start ramps.
+
+    It is a function of progress, and in no checkpoint.
+    """
     for layer in bit_layers(model).values():
         layer.blend.fill_(blend)
 
@@ -202,7 +205,7 @@ def float_function(model: LanguageModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def calibrate(model: LanguageModel, batches: Iterable[Int[Tensor, "batch time"]]) -> None:
+def calibrate(model: LanguageModel, batches: Iterable[Int[Tensor, "_ time"]]) -> None:
     """Set the gains so that the sub-norms change the float model's function least.
 
     A gain becomes the mean root mean square of what the layer is given: that is the

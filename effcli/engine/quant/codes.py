@@ -13,8 +13,10 @@ from torch import Tensor
 
 from effcli.errors import InputError
 
+Bits = int | float
+"""The width of a weight, one of `BITS`."""
 BITS = (1, 1.58, 2, 4, 8, 16)
-"""Widths of a weight: signs, trits, and integers; 16 leaves it a float."""
+"""Signs, trits, integers; 16 leaves a float."""
 LARGEST_SCALE = 65504.0  # of float16
 SMALLEST_NORMAL, SUBNORMALS = 2.0**-14, 2.0**24  # below the first, float16 counts in 2^-24
 TINY = 1e-30  # what a group is divided by that is all zeros
@@ -30,7 +32,7 @@ class Format(NamedTuple):
     offset: float
 
 
-FORMATS = {
+FORMATS: dict[Bits, Format] = {
     1: Format("b1", -1, 1, 0.0),
     1.58: Format("b3p5", -1, 1, 0.0),
     2: Format("b2", -2, 1, 0.5),
@@ -54,13 +56,13 @@ class Codes(NamedTuple):
         return (levels * self.scales.float().unsqueeze(-1)).view(self.codes.shape)
 
 
-def require_bits(bits: float) -> None:
+def require_bits(bits: Bits) -> None:
     """Refuse a width that there is no format for."""
     if bits not in BITS:
         raise InputError(f"there are no weights of {bits:g} bits", "1, 1.58, 2, 4, 8 or 16")
 
 
-def encode(w: Float[Tensor, "out in"], bits: float, group: int = 0) -> Codes:
+def encode(w: Float[Tensor, "out in"], bits: Bits, group: int = 0) -> Codes:
     """The codes of a matrix; `bits` is not 16, and `group` divides the inputs."""
     levels, scales = _levels(grouped(w.detach().float(), group), bits)
     offset = FORMATS[bits].offset
@@ -68,7 +70,7 @@ def encode(w: Float[Tensor, "out in"], bits: float, group: int = 0) -> Codes:
     return Codes(codes, scales.squeeze(-1).half(), offset, group)
 
 
-def rounded(w: Float[Tensor, "out in"], bits: float, group: int = 0) -> Float[Tensor, "out in"]:
+def rounded(w: Float[Tensor, "out in"], bits: Bits, group: int = 0) -> Float[Tensor, "out in"]:
     """The matrix that the codes of `w` stand for: `encode(w, bits, group).weight()`, bit for bit.
 
     16 bits are float16.
@@ -88,7 +90,7 @@ def absmean_trits(w: Float[Tensor, "out in"], group: int = 0) -> Codes:
     return encode(w, 1.58, group)._replace(scales=scales.half())
 
 
-def weight_error(w: Float[Tensor, "out in"], bits: float, group: int = 0) -> float:
+def weight_error(w: Float[Tensor, "out in"], bits: Bits, group: int = 0) -> float:
     """Mean squared error of the codes, as a share of the mean square of `w`; 0 for zeros."""
     return relative_error(w, rounded(w.detach(), bits, group))
 
@@ -100,7 +102,7 @@ def relative_error(w: Float[Tensor, "out in"], other: Float[Tensor, "out in"]) -
     return float(wrong / whole) if wrong else 0.0
 
 
-def unit(x: Float[Tensor, "out groups size"], bits: float) -> Float[Tensor, "out groups 1"]:
+def unit(x: Float[Tensor, "out groups size"], bits: Bits) -> Float[Tensor, "out groups 1"]:
     """What a group is measured in when its codes are chosen.
 
     For 2, 4 and 8 bits it is the distance of two levels. 2 bits: nearly optimal for Gaussian
@@ -120,7 +122,7 @@ def unit(x: Float[Tensor, "out groups size"], bits: float) -> Float[Tensor, "out
     return float16_values(0.185 * peak * tail.sqrt().sqrt().sqrt())
 
 
-def _levels(x: Tensor, bits: float) -> tuple[Tensor, Tensor]:
+def _levels(x: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
     """The level (code + offset) of each weight, and the scale of each group."""
     one = unit(x, bits)
     if bits == 1:  # zero counts as positive; many times as fast as comparing and choosing
@@ -145,7 +147,7 @@ def rounded_tokens(x: Float[Tensor, "*any channels"]) -> Float[Tensor, "*any cha
     return (x / scales).round_().mul_(scales)
 
 
-def thresholds(bits: float) -> tuple[float, float]:
+def thresholds(bits: Bits) -> tuple[float, float]:
     """The lowest and the highest place, in units, where a weight's code changes.
 
     Between them there is one in every unit.

@@ -149,6 +149,15 @@ def round_the_rest(model: LanguageModel) -> None:
             tensor.copy_(rounded(tensor, entry.bits))
 
 
+def require_same(document: Document, model: LanguageModel) -> None:
+    """Refuse a document whose tensors are not kept as those of a model would be."""
+    expected = {name: entry for name, _, entry in entries(model)}
+    given = {name: e.model_copy(update={"sha256": ""}) for name, e in document.tensors.items()}
+    for name in sorted(expected.keys() | given.keys()):
+        if expected.get(name) != given.get(name):
+            raise InputError(f"{name} is not what its model has")
+
+
 def _common(model: LanguageModel) -> LayerEntry:
     """What the layers of few bits have in common; without any, it has no effect."""
     layers = list(bit_layers(model).values())
@@ -162,7 +171,7 @@ def _common(model: LanguageModel) -> LayerEntry:
 def _arrays(tensor: Tensor, entry: TensorEntry) -> tuple[Array, ...]:
     """A tensor as it is kept."""
     if entry.codec in FLOATS:
-        return (tensor.numpy().astype(FLOATS[entry.codec]),)
+        return (tensor.to(torch.float16 if entry.codec == "f16" else torch.float32).numpy(),)
     codes = encode(tensor, entry.bits, entry.group)
     return pack(codes.codes.numpy(), entry.bits), codes.scales.numpy()
 
@@ -197,11 +206,7 @@ def _require_fit(s: PartSettings, tokenizer: Tokenizer, document: Document, size
         raise InputError("it has more ids than bytes")
     with torch.device("meta"):
         model = _built(s, tokenizer.vocab_size, document)
-    expected = {name: entry for name, _, entry in entries(model)}
-    given = {name: e.model_copy(update={"sha256": ""}) for name, e in document.tensors.items()}
-    for name in sorted(expected.keys() | given.keys()):
-        if expected.get(name) != given.get(name):
-            raise InputError(f"{name} is not what its model has")
+    require_same(document, model)
     memory = [*model.parameters(), *model.buffers()]
     if sum(tensor.nbytes for tensor in memory) > 40 * size + BUFFERS:  # signs take 32 times more
         raise InputError("its model needs more memory than its tensors explain")

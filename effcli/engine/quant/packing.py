@@ -3,19 +3,19 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from effcli.engine.quant.codes import FORMATS
+from effcli.engine.quant.codes import FORMATS, Bits
 from effcli.errors import InputError
 
-DIGITS = {1: (2, 8), 1.58: (3, 5), 2: (4, 4), 4: (16, 2)}
+DIGITS: dict[Bits, tuple[int, int]] = {1: (2, 8), 1.58: (3, 5), 2: (4, 4), 4: (16, 2)}
 """Base and number of the digits of a byte, the first one the lowest: 3^5 = 243 for trits."""
 
 
-def packed_size(count: int, bits: float) -> int:
+def packed_size(count: int, bits: Bits) -> int:
     """Bytes of `count` codes."""
     return count if bits == 8 else -(-count // DIGITS[bits][1])
 
 
-def pack(codes: NDArray[np.int8], bits: float) -> NDArray[np.uint8]:
+def pack(codes: NDArray[np.int8], bits: Bits) -> NDArray[np.uint8]:
     """Codes in the order of their array; the digits that are left of a byte are zeros.
 
     A digit is a code less the lowest one; of signs, half of that. 8 bits are as they are.
@@ -32,7 +32,7 @@ def pack(codes: NDArray[np.int8], bits: float) -> NDArray[np.uint8]:
     return digits @ (base ** np.arange(per_byte)).astype(np.uint8)
 
 
-def unpack(data: NDArray[np.uint8], bits: float, count: int) -> NDArray[np.int8]:
+def unpack(data: NDArray[np.uint8], bits: Bits, count: int) -> NDArray[np.int8]:
     """The `count` codes that were packed, flat."""
     if data.shape != (packed_size(count, bits),):
         raise InputError(f"{data.size} bytes do not hold {count} codes of {bits:g} bits")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.quant.bitlinear import bit_layers
-from effcli.engine.quant.packed import read, round_the_rest
+from effcli.engine.quant.packed import read, require_same, round_the_rest
 
 TOLERANCE = 1e-4  # of a logit
 AT_ONCE = 4096  # tokens whose logits exist at one time
@@ -52,8 +52,8 @@ def verify(
 
     `windows` are tokens, each to be predicted from those before it in its window.
     """
-    packed, own = read(path), _plain(copy.deepcopy(trained))
-    wrong = 0
+    packed, own, wrong = read(path), _plain(copy.deepcopy(trained)), 0
+    require_same(packed.document, own)
     for name, layer in bit_layers(own).items():
         codes, other = layer.encode(), packed.layers[name]
         wrong += int((codes.codes != other.codes).sum() + (codes.scales != other.scales).sum())
