@@ -23,6 +23,7 @@ from effcli.engine.records import (
     never,
     unwatched,
 )
+from effcli.engine.runs.metrics import write_metrics
 from effcli.engine.runs.report import Report
 from effcli.engine.runs.trained import best_run, open_trained
 from effcli.engine.session import Session
@@ -66,7 +67,10 @@ def run(settings: DistillSettings, watch: Watch = unwatched, stop: Stop = never)
             yield finished(session, {**how, **told})
 
         session.drive = drive
-        return session.train(distill=told)
+        report = session.train(distill=told)
+        if asked.save_metrics and parts.device.processes.is_first:
+            write_metrics(session.run.folder)
+        return report
 
 
 def _taught(session: Session, asked: DistillSettings, watch: Watch, stop: Stop) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class DistillSettings(TrainSettings):
     hybrid: Annotated[bool, Flag(panel=_HYBRID)] = False
     """8 clusters of data, 4 of layers, a guarded controller and an adaptive trust region."""
     save_metrics: Annotated[bool, Flag(panel="Run")] = False
-    """Also write metrics.csv: loss, rate, multiplier, radius and bits of every step."""
+    """Also write metrics.csv: loss, rate, costs, multiplier and radius of every step."""
     model: LowBitSettings = LowBitSettings()
     """The student; its shape is that of its teacher or of its preset."""
     teaching: TeachingSettings = TeachingSettings()

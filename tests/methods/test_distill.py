@@ -62,6 +62,7 @@ def test_a_student_is_a_file_that_was_measured(
 ) -> None:
     flags = ["--data", corpus_folder, "--teacher", teacher, "--steps", 12, "--eval-every", 4]
     command = ["distill", *flags, *SETS, "--ternary", "--qat", "--out", "s", "--json"]
+    command.append("--save-metrics")
     report = _document(eff(*map(str, command)))
     made, path = report["student"], place / "s" / "student.eff"
     assert made["file_bytes"] == path.stat().st_size == sum(made["bytes"].values())
@@ -72,6 +73,10 @@ def test_a_student_is_a_file_that_was_measured(
     assert report["seconds"]["teacher"] > 0
     checked = _document(eff("distill", "verify", str(path), "--data", str(corpus_folder), "--json"))
     assert checked["holds"]
+    header, *rows = (place / "s" / "metrics.csv").read_text().splitlines()
+    assert header.startswith("index,progress,loss,lr,")
+    assert [row.split(",")[0] for row in rows] == [str(number) for number in range(1, 13)]
+    assert float(rows[-1].split(",")[-1]) == report["held_out"]["loss"]
     code, out, err = eff("generate", str(path), "a", "--max-new-tokens", "5")
     assert code == 0, err
     assert out.startswith("a")
