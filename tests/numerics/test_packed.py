@@ -17,6 +17,7 @@ import torch
 from exactness import differences
 
 from effcli.engine.data.tokenizers import Tokenizer, byte_tokenizer
+from effcli.engine.device import Device
 from effcli.engine.models.gpt import GPT
 from effcli.engine.quant import document as documents
 from effcli.engine.quant.bitlinear import bit_layers, linear_layers, quantize
@@ -25,6 +26,7 @@ from effcli.engine.quant.packed import Packed, read, round_the_rest, sizes, writ
 from effcli.engine.quant.verify import verify
 from effcli.errors import InputError
 from effcli.settings.model import GPTSettings
+from effcli.settings.train import DeviceSettings
 
 SHAPES: dict[str, dict[str, Any]] = {
     "modern": {},
@@ -85,6 +87,16 @@ class TestAFile:
         model = _student(**SHAPES[shape])
         write(place / "a.eff", model, tokenizer, {})
         assert verify(place / "a.eff", model, _windows()).logit_gap == 0
+
+    def test_is_checked_in_float32_however_the_model_was_trained(
+        self, place: Path, tokenizer: Tokenizer
+    ) -> None:
+        model = _student()
+        write(place / "a.eff", model, tokenizer, {})
+        expected = verify(place / "a.eff", model, _windows())
+        Device(DeviceSettings(name="cpu", precision="bfloat16", threads=1)).adopt(model)
+        assert verify(place / "a.eff", model, _windows()) == expected
+        assert model.dtype == torch.bfloat16
 
     def test_may_have_other_bits_in_every_layer(self, place: Path, tokenizer: Tokenizer) -> None:
         names = list(linear_layers(_gpt()))
@@ -308,6 +320,13 @@ class TestReading:
             read(_forged(file, change))
         assert "\n" not in refused.value.message
         assert "forged.eff is damaged, or no packed model" in refused.value.message
+
+    def test_refuses_another_document(self, file: Path) -> None:
+        data = file.read_bytes()
+        assert data.count(b'soft_cap\\":30.0') == 1
+        file.write_bytes(data.replace(b'soft_cap\\":30.0', b'soft_cap\\":31.0'))
+        with pytest.raises(InputError, match="metadata are not those that were written"):
+            read(file)
 
     def test_takes_what_is_sealed_and_right(self, file: Path) -> None:
         forged = _forged(file, lambda tree, _: tree["facts"].update(more=None))
