@@ -12,6 +12,7 @@ CHECKS = {
     "versions": "software:versions",
     "processor": "hardware:processor",
     "speed": "hardware:speed",
+    "low bits": "hardware:low_bits",
     "memory": "hardware:memory",
     "places": "places:places",
     "tokenizers": "places:tokenizers",

@@ -112,3 +112,15 @@ def memory() -> Iterator[Row]:
         yield Row("memory", "note", f"only {size(there)} available", hint, there)
     else:
         yield Row("memory", "ok", f"{size(there)} available", number=there)
+
+
+def low_bits() -> Iterator[Row]:
+    """Who multiplies the codes of packed students."""
+    from effcli.engine.quant.kernels import tier
+
+    found = tier()
+    if found.number == 2:
+        yield Row("low-bit products", "ok", f"{found.name}, {found.reason}")
+    else:
+        hint = "install a C compiler: packed students then write several times as fast"
+        yield Row("low-bit products", "note", f"in torch: {found.reason}", hint)
