@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from effcli.engine.closing import floors_of
+from effcli.engine.control.assemble import drawn, steer, stratify, told_of, with_bits
 from effcli.engine.control.guided import GuidedParts, guided
 from effcli.engine.loop import Parts, train
 from effcli.engine.measure.meter import Budget
@@ -32,7 +33,6 @@ from effcli.engine.teaching.making import prepared, reached
 from effcli.engine.teaching.taught import teach
 from effcli.engine.teaching.teachers import Teachers, require_worth
 from effcli.errors import InputError
-from effcli.methods.distill_parts import drawn, steer, stratify, told_of, with_bits
 from effcli.settings.distill import ControlSettings, DistillSettings
 
 FIT_WINDOWS = 64  # that gains are fitted to

@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import numpy as np
-
 from effcli.engine.data.corpus import Corpus, locate
 from effcli.engine.device import Device
 from effcli.engine.records import Notice, Stop, Watch, never, unwatched
 from effcli.engine.teaching.cache import Form, Request
-from effcli.engine.teaching.making import prepared
+from effcli.engine.teaching.making import prepared, reached
 from effcli.engine.teaching.teachers import Teachers
 from effcli.errors import InputError
 from effcli.settings.distill import CacheSettings
@@ -24,7 +22,8 @@ def run(settings: CacheSettings, watch: Watch = unwatched, stop: Stop = never) -
     teachers = Teachers.open(settings.teacher, *how)
     context = settings.context or min(model.context for model in teachers.models)
     request = Request.of(corpus, teachers, form, context)
-    cache = prepared(request, teachers, np.arange(request.windows), device, watch, stop)
+    every = reached(request, 1, None, 0)
+    cache = prepared(request, teachers, every, device, watch, stop)
     return {
         "schema": 1,
         "command": "distill cache",

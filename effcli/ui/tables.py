@@ -81,9 +81,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
         rows.append(("bits per byte", f"{held_out['bits_per_byte']:.4f}{least}"))
     if floors := report["floors"]:
         rows.append(("counting alone", ", ".join(f"{n} {loss:.2f}" for n, loss in floors.items())))
-    rows += _selection_rows(report.get("selection"))
-    rows += _student_rows(report.get("student"))
-    rows += _hybrid_rows(report.get("hybrid"))
+    rows += _method_rows(report)
     spent = {a: f for a, f in report["flops"].items() if f}
     rows.append(("FLOPs", ", ".join(f"{a} {flops(f)}" for a, f in spent.items()) or "0"))
     timed = {a: s for a, s in seconds.items() if s >= 0.05}
@@ -115,6 +113,12 @@ def report_table(report: Mapping[str, Any]) -> Table:
             )
         )
     return pairs_table(report["run"], rows)
+
+
+def _method_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What only runs of some commands have."""
+    rows = _selection_rows(report.get("selection"))
+    return rows + _student_rows(report.get("student")) + _hybrid_rows(report.get("hybrid"))
 
 
 def _selection_rows(chosen: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What `--hybrid` adds to a distillation, part by part."""
+"""What `--hybrid` adds to a distillation, put into the parts of a run one by one."""
 
 import math
 import time
