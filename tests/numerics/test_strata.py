@@ -253,17 +253,15 @@ def test_data_of_one_cluster_turn_it_off_and_that_is_said(windows: int) -> None:
     assert "one cluster" in said
 
 
-@pytest.mark.parametrize("cut", [3, 8])
-def test_a_run_reads_them_and_resumes_exactly(
-    tiny: Settings, corpus: Corpus, place: Path, cut: int
-) -> None:
+def test_a_run_reads_them_and_resumes_exactly(tiny: Settings, corpus: Corpus, place: Path) -> None:
     """A signal comes between two looks, so what was heard so far is in the state."""
     make = partial(by_ngrams, corpus.train, 32, corpus.tokenizer.vocab_size, 0)
     clusters, _ = strata(make, 4, 4)
     assert clusters is not None
 
     def run(folder: str, **how: Any) -> None:
-        asked = tiny("evaluation.floors=false", steps=12, eval_every=5, out=place / folder)
+        sets = ("evaluation.floors=false", "model.layers=1", "model.pair_rows=64")
+        asked = tiny(*sets, steps=12, eval_every=5, out=place / folder)
         asked = asked.model_copy(update={"resume": how.pop("resume", False)})
         with Session("baseline", asked, **how) as session:
             shape = (session.corpus.train, 32, 4, 0, clusters)
@@ -271,7 +269,7 @@ def test_a_run_reads_them_and_resumes_exactly(
             session.train()
 
     run("whole")
-    watch, stop = stopping_after(cut)
+    watch, stop = stopping_after(8)
     with pytest.raises(Stopped):
         run("cut", watch=watch, stop=stop)
     run("cut", resume=True)

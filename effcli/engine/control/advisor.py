@@ -21,7 +21,7 @@ HIDDEN = 16
 RADII = 2.0  # the factor of the radius is between 1/2 and 2
 _FAST, _SLOW = 0.9, 0.98
 _CLIP = 3.0  # standard deviations
-_SHARP = 2.0  # how surely an arm that is an octave nearer to the best one wins
+_SHARP = 4.0  # log odds that an arm wins which is nearer to the best by one squared octave
 _ROUNDS, _RATE, _DECAY = 100, 0.03, 1e-3
 
 

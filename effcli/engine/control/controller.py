@@ -25,7 +25,9 @@ from effcli.settings.schedule import ConstantSettings, CosineSettings, WsdSettin
 
 DECISIONS = 4
 LOWER, HIGHER = 0.5, math.sqrt(2)
-_SUREST = 8.0  # standard errors that an outcome counts at most
+EARLIEST = 0.02  # share of the budget; before, every rate is good
+FEW = 8  # windows whose gradients are looked at
+_SUREST = 3.0  # standard errors that an outcome counts at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +69,16 @@ class Terms:
 def decision_points(
     schedule: ConstantSettings | CosineSettings | WsdSettings, count: int = DECISIONS
 ) -> list[float]:
-    """Shares of the budget, evenly between the end of the warm-up and the start of the cool-down.
+    """Shares of the budget, from the end of the warm-up on and before the cool-down.
 
-    A cosine is taken to cool down from its middle on.
+    They are early, and each twice as far from the next as from the one before: what a wrong
+    rate does in the beginning stays. A cosine is taken to cool down from its middle on.
     """
     end = 1.0 if isinstance(schedule, ConstantSettings) else 0.5
     if isinstance(schedule, WsdSettings):
         end = 1 - schedule.cooldown
-    begin = min(schedule.warmup, end)
-    return [begin + (end - begin) * number / (count + 1) for number in range(1, count + 1)]
+    begin = min(max(schedule.warmup, EARLIEST), end)
+    return [begin + (end - begin) * (2**number - 1) / 2**count for number in range(count)]
 
 
 class Controller:
@@ -119,8 +122,8 @@ class Controller:
 
     def begin(self, parts: Parts) -> None:
         """Remember this step: the arm in force trains on, then the others do from here."""
-        processes, probe = parts.device.processes, Probe.of(parts, self._windows)
-        if momenta := _momenta(parts):
+        processes, probe = parts.device.processes, Probe.of(parts, self._windows, FEW)
+        if (momenta := _momenta(parts)) and len(probe.batch) > 1:
             noise, along = processes.first(probe.halves(momenta))
             self._features.note(noise=noise, momentum=along)
         self._state = self._features.standard()

@@ -65,9 +65,9 @@ class Probe:
     world: int = 1
 
     @classmethod
-    def of(cls, parts: Parts, windows: HeldOut) -> "Probe":
+    def of(cls, parts: Parts, windows: HeldOut, most: int = 32) -> "Probe":
         """As many of the windows as go through the model at one time, and their next tokens."""
-        tokens = torch.from_numpy(windows.tokens[: parts.micro])
+        tokens = torch.from_numpy(windows.tokens[: min(most, parts.micro)])
         batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.arange(len(tokens)))
         batch = batch.to(parts.device.torch)
         world = parts.device.processes.world
