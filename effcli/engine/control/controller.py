@@ -97,7 +97,7 @@ class Controller:
         self._steps = 0
         self._begun: Snapshot | None = None
         self._state: list[float] = []  # of training, when the comparison began
-        self._count = 0  # of the steps of its arms
+        self._count = 0  # of the steps of arms
 
     @property
     def next_point(self) -> float:
@@ -127,8 +127,9 @@ class Controller:
             noise, along = processes.first(probe.halves(momenta))
             self._features.note(noise=noise, momentum=along)
         self._state = self._features.standard()
-        whole = parts.meter.steps / max(parts.budget.progress(parts.meter), 1e-9)
-        self._count = processes.first(max(1, round(self._terms.share * whole)))
+        if not self._count:  # before comparisons have cost a part of the budget
+            whole = parts.meter.steps / max(parts.budget.progress(parts.meter), 1e-9)
+            self._count = processes.first(max(1, round(self._terms.share * whole)))
         self._begun = Snapshot.of(parts)
 
     def arms(self, *, has_radius: bool) -> list[Arm]:

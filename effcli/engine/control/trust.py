@@ -3,10 +3,10 @@
 It is put on the update itself, behind momentum and orthogonalization, and leaves decoupled
 weight decay alone. What is not cut keeps the bits that it would have had without a bound.
 
-The bound is a share of a tensor's own size. Many tensors begin at nothing or near it, and by
-their own size they would stay there: a floor of 1e-3, as Adafactor has it (Shazeer & Stern
-2018), nearly stopped a modern recipe. So a tensor counts at least as large as one of its
-shape usually begins: 1/√columns for a matrix, 1 for gains, biases and rows of tables.
+The bound is a share of a tensor's own size, and at least of FLOOR (Shazeer & Stern 2018,
+section 8). A tensor that begins at nothing, or near it, has no size of its own, and by that
+floor it would stay there for long: it counts at least as large as one of its shape usually
+begins, which is 1/√columns for a matrix and 1 for gains, biases and rows of tables.
 """
 
 import math
@@ -21,9 +21,11 @@ from effcli.engine.control.probes import Probe
 from effcli.engine.optim.optimizer import Move
 
 START, LEAST, MOST = 0.02, 1e-4, 0.1
+FLOOR = 1e-3
 EVERY = 25
 POOR, GOOD, OFTEN = 0.25, 0.75, 0.1
 _KEPT = 0.7  # of the mean of earlier ratios
+_NOTHING = 0.05  # of the usual size, or less
 _ROUNDING = 1e-6  # so much of an update is not worth cutting off
 
 Kind = Literal["stable", "fixed", "adaptive"]
@@ -47,16 +49,13 @@ class TrustRegion:
         radius: float = START,
         probe: Probe | None = None,
         every: int = EVERY,
-        floor: float | None = None,
     ) -> None:
-        """`radius` is in LEAST..MOST; `adaptive` needs a `probe`, and looks each `every` steps.
-
-        A `floor` is the least size of all tensors; by default it goes by their shape.
-        """
+        """`radius` is in LEAST..MOST; `adaptive` needs a `probe`, and looks each `every` steps."""
         assert LEAST <= radius <= MOST
         assert (kind == "adaptive") == (probe is not None)
-        self._kind, self._probe, self._every, self._floor = kind, probe, every, floor
+        self._kind, self._probe, self._every = kind, probe, every
         self._radius, self.factor = radius, 1.0
+        self._floors: list[float] = []  # of each tensor, found at the first step
         self._means: list[float] = []  # of promises and of gains
         self._steps = self._moved = 0
         self._cut: Tensor | int = 0  # a tensor, so that a GPU is not waited for
@@ -92,16 +91,18 @@ class TrustRegion:
     def step(self, moves: Sequence[Move]) -> None:
         """Make all moves; now and then, look whether they went as far as could be trusted."""
         self._steps += 1
+        if not self._floors:
+            self._floors = [_floor(move) for move in moves]
         if self._probe is None or self._steps % self._every:
-            for move in moves:
-                self._make(move)
+            for move, floor in zip(moves, self._floors, strict=True):
+                self._make(move, floor)
             return
         before, slopes = self._probe.gradients([move.parameter for move in moves])
-        promised = [self._make(move, slope) for move, slope in zip(moves, slopes, strict=True)]
-        promise = -math.fsum(float(one) for one in promised)
+        told = zip(moves, self._floors, slopes, strict=True)
+        promise = -math.fsum([float(self._make(*one)) for one in told])
         self._adapt(promise, before - self._probe.loss())
 
-    def _make(self, move: Move, slope: Tensor | None = None) -> Tensor | float:
+    def _make(self, move: Move, floor: float, slope: Tensor | None = None) -> Tensor | float:
         """Move a tensor; returns the product of a gradient, if one is given, and the way it went.
 
         Only one tensor, or what is read of it, is held twice at a time.
@@ -113,7 +114,7 @@ class TrustRegion:
         old = parameter.clone() if rows is None else parameter.index_select(0, rows)
         move()
         new = parameter if rows is None else parameter.index_select(0, rows)
-        size, decay = _rms(old), move.rule["lr"] * move.rule["weight_decay"]
+        size, decay = _rms(old).clamp(min=floor), move.rule["lr"] * move.rule["weight_decay"]
         if slope is not None and rows is not None:
             slope = slope.index_select(0, rows).to_dense()
         faded = _dot(slope, old) * decay if slope is not None and decay else 0.0
@@ -137,9 +138,7 @@ class TrustRegion:
     ) -> Float[Tensor, ""] | None:
         """What to multiply an update by, at most 1; none where there is no bound."""
         if self.has_radius:
-            floor = _usual(move) if self._floor is None else self._floor
-            bound = self.radius * size.clamp(min=floor)
-            return (bound / _rms(update)).clamp(max=1.0)  # 0 / 0 cannot be: the bound is above 0
+            return (self.radius * size / _rms(update)).clamp(max=1.0)  # 1, if nothing moved
         squares = move.moments.get("exp_avg_sq")
         if squares is None:
             return None
@@ -156,7 +155,7 @@ class TrustRegion:
         rate = (cut - self._counted[0]) / max(1, moved - self._counted[1])
         self._counted = cut, moved
         if not (math.isfinite(promise) and math.isfinite(gain)):
-            self._radius = max(LEAST, self._radius / 2)
+            self._resize(0.5)
             return
         # The ratio of means, for a promise may be as small as its noise; their mean is not.
         now = [promise, gain]
@@ -164,15 +163,20 @@ class TrustRegion:
         self._means = [_KEPT * b + (1 - _KEPT) * n for b, n in zip(before, now, strict=True)]
         ratio = self._means[1] / self._means[0] if self._means[0] > 0 else 0.0
         if ratio < POOR:
-            self._radius = max(LEAST, self._radius / 2)
+            self._resize(0.5)
         elif ratio > GOOD and rate > OFTEN:
-            self._radius = min(MOST, self._radius * 2)
+            self._resize(2.0)
+
+    def _resize(self, by: float) -> None:
+        self._radius = min(MOST, max(LEAST, self._radius * by))
+        self._means = []  # how steps did in another region says little about this one
 
     def state_dict(self) -> dict[str, Any]:
         """The radius, and all that decides how it goes on."""
         return {
             "radius": self._radius,
             "factor": self.factor,
+            "floors": list(self._floors),
             "means": list(self._means),
             "steps": self._steps,
             "cut": int(self._cut),
@@ -183,15 +187,16 @@ class TrustRegion:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self._radius, self.factor = state["radius"], state["factor"]
-        self._means = list(state["means"])
+        self._floors, self._means = list(state["floors"]), list(state["means"])
         self._steps, self._cut, self._moved = state["steps"], state["cut"], state["moved"]
         self._counted = state["counted"][0], state["counted"][1]
 
 
-def _usual(move: Move) -> float:
-    """The root mean square that a tensor of this kind usually begins with."""
+def _floor(move: Move) -> float:
+    """What a tensor counts at least as large as, seen before its first step."""
     is_matrix = move.parameter.ndim > 1 and move.group.rule != "rows"
-    return 1 / math.sqrt(move.parameter.shape[-1]) if is_matrix else 1.0
+    usual = 1 / math.sqrt(move.parameter.shape[-1]) if is_matrix else 1.0
+    return usual if _rms(move.parameter) <= _NOTHING * usual else FLOOR
 
 
 def _rms(values: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
