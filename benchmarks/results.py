@@ -11,7 +11,8 @@ from typing import Any
 
 from effcli.engine.bench.export import markdown, short_markdown
 from effcli.engine.bench.reading import headline
-from effcli.engine.bench.tables import escaped, losses, summary, tuning
+from effcli.engine.bench.table import escaped
+from effcli.engine.bench.tables import losses, summary, tuning
 
 ROOT = Path(__file__).parents[1]
 

@@ -74,6 +74,7 @@ OPTIMIZERS = Registry(
     {
         "adamw": "effcli.settings.optim:AdamWSettings",
         "muon": "effcli.settings.optim:MuonSettings",
+        "sgd": "effcli.settings.optim:SGDSettings",
     },
 )
 

@@ -31,7 +31,8 @@ def run_training(command: str, given: Given, screen: Screen) -> None:
                 screen.result(error.report)
             raise
     screen.result(report, report_table(report))
-    screen.note(f"the page with plots: {report['run']}/report.html")
+    if resolved.settings.page:
+        screen.note(f"the page with plots: {report['run']}/report.html")
 
 
 def _settings(command: str, given: Given) -> Resolved[Any]:

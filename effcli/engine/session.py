@@ -80,7 +80,7 @@ class Session:
         self._stack.close()
 
     def _open(self) -> None:
-        self.corpus = Corpus.open(locate(self.settings.data))
+        self.corpus = Corpus.open(locate(self.settings.data)).first(self.settings.text_share)
         settings = self.settings = self.settings.for_text(self.corpus.train.tokens)
         require(settings.track)
         device = Device(settings.device)
@@ -98,6 +98,12 @@ class Session:
         self.parts = assemble(settings, model, self.corpus.train, device)
         watch = self._stack.enter_context(tracked(settings, self.run.folder, self._watch))
         self.log = Logbook(self.run, self.parts.meter, device, watch)
+
+    def changed(self) -> None:
+        """Forget that this step was looked at and saved: its model is another one now."""
+        self._evaluated_at = self._saved_at = -1
+        if self.parts.device.processes.is_first:
+            checkpoint.drop(self.run.checkpoints, self.parts.meter.steps)
 
     def train(self, **facts: Any) -> Report:
         """Spend the budget, recording every step, and report. `facts` are kept with the run."""
@@ -216,9 +222,8 @@ class Session:
         ahead = forecast(settings, parts, self.corpus.train.tokens, peak)
         if settings.minutes is None and max(settings.save_at, default=0) > ahead.steps:
             raise InputError(f"save_at: the run ends at step {ahead.steps}")
-        wish = {"on": True, "off": False}.get(settings.device.compile)
-        chosen = known.get("compiled", ahead.earns_compiling if wish is None else wish)
-        compiles = processes.first(chosen)
+        wish = {"on": True, "off": False}.get(settings.device.compile, ahead.earns_compiling)
+        compiles = processes.first(known.get("compiled", wish))
         self.run.describe(
             {
                 "command": self.command,
@@ -281,8 +286,7 @@ class Session:
         for warning in warnings:
             self.log.tell(Notice(warning))
         if place is None:
-            self._begin_again()
-            return
+            return self._begin_again()
         state = checkpoint.load_state(place)
         if state["corpus"] != self.corpus.hash:
             hint = "name the corpus that it began with, with --data"

@@ -16,6 +16,7 @@ from effcli.engine.bench.store import MOST_ATTEMPTS, Store
 from effcli.engine.bench.work import DATABASE, Work, home, key_of
 from effcli.engine.data.corpus import Corpus, locate
 from effcli.engine.records import CellBegun, CellDone, Notice, Stop, Watch, never, unwatched
+from effcli.engine.runs import checkpoint
 from effcli.engine.runs.lock import Busy, locked
 from effcli.engine.runs.rundir import CHECKPOINTS, CONFIG
 from effcli.errors import DivergedError, InputError, OutOfMemory, ResourceError, Stopped
@@ -190,7 +191,13 @@ class _Runner:
         """Run a cell, from where the one before it in its chain leaves it."""
         at = chain.index(cell)
         marks = [self._work.common(cell, later) for later in chain[at + 1 : at + 2]]
-        places = {"out": folder, "resume": True, "save_at": tuple(k for k in marks if k)}
+        places: dict[str, Any] = {
+            "out": folder,
+            "resume": True,
+            "save_at": tuple(k for k in marks if k),
+        }
+        if cell.teacher:
+            places["teacher"] = (self._teacher(cell).resolve(),)
         settings = cell.settings.model_copy(update=places)
         shared = self._taken_over(cell, chain)
         if not (folder / CONFIG).exists() and shared:
@@ -198,6 +205,18 @@ class _Runner:
                 branch(home() / chain[at - 1].id, shared, cell.command, settings)
         method = import_module(f"effcli.methods.{cell.command}")
         method.run(settings, self._watch, self._stop)
+
+    def _teacher(self, cell: Cell) -> Path:
+        """The folder of the run that teaches a cell, which is run again if it is gone."""
+        folder = home() / cell.teacher
+        if not checkpoint.steps(folder / CHECKPOINTS):
+            seed = self._work.seeds[0] if cell.is_trial else cell.seed
+            teacher = self._work.teacher(cell.arm, seed)
+            assert teacher is not None
+            with locked(home() / LOCKS / teacher.id, f"cell {teacher.id}"):
+                shutil.rmtree(folder, ignore_errors=True)
+                self._train(teacher, [teacher], folder)
+        return folder
 
     def _tidy(self, cell: Cell, chain: list[Cell]) -> None:
         """Only the weights of an arm's largest run stay, and what the next run goes on from."""

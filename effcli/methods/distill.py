@@ -11,9 +11,8 @@ from effcli.engine.control.guided import GuidedParts, guided
 from effcli.engine.loop import Parts, train
 from effcli.engine.measure.meter import Budget
 from effcli.engine.objectives.signals import Terms
-from effcli.engine.quant.bitlinear import set_blend
 from effcli.engine.quant.finish import finished
-from effcli.engine.quant.student import Phase, fit_gains, warm_start
+from effcli.engine.quant.student import Phase, complete, warm_start
 from effcli.engine.records import (
     Diverged,
     HybridFound,
@@ -59,8 +58,8 @@ def run(settings: DistillSettings, watch: Watch = unwatched, stop: Stop = never)
                 yield record
                 if isinstance(record, Diverged):
                     return
-            fit_gains(parts.model, text)
-            set_blend(parts.model, 1.0)
+            if complete(parts.model, text):
+                session.changed()
             if has_parts or asked.control != ControlSettings():
                 yield HybridFound(told_of(session, controller))
             how = {"bits": asked.model.bits, "is_trained_in_low_bits": asked.share > 0}

@@ -24,7 +24,7 @@ def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
     """Build everything on the meta device, where nothing takes room or time."""
     settings = resolved.settings
     require(settings.track)
-    corpus = Corpus.open(locate(settings.data))
+    corpus = Corpus.open(locate(settings.data)).first(settings.text_share)
     device = Device(settings.device)
     # What would stop the run at its beginning stops its plan.
     require_memory(settings.model, corpus.tokenizer.vocab_size, device)

@@ -158,6 +158,8 @@ class AqlSettings(TrainSettings):
     def _has_effect(self) -> Self:
         if self.uncertainty is not None and not self.listens:
             raise ValueError(f"uncertainty has no effect on the selector {self.selector!r}")
+        if self.text_share != 1:
+            raise ValueError("text_share is for runs that read all there is: see --ratio")
         if not self.is_tilted:
             for name in ("scorer", "reuse"):
                 if getattr(self.choice, name) not in ("none", False):

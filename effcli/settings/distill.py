@@ -103,8 +103,9 @@ class DistillSettings(TrainSettings):
         tuple[Path, ...], BeforeValidator(split_names), Flag(panel=_TEACHING, metavar="RUN")
     ] = ()
     """Folder of a trained run; several, by repeating the flag, average their probabilities."""
-    student: Annotated[str, Flag(panel="What to train", choices=("same", *PRESETS))] = "same"
-    """`same` begins with the weights of the first teacher; a preset is a new model of its size."""
+    student: Annotated[str, Flag(panel="What to train", choices=("same", "new", *PRESETS))] = "same"
+    """`same` begins with the weights of the first teacher; `new` is a new model, of --preset and
+    --set; the name of a preset is one of its size."""
     epochs: Annotated[Count | None, Flag(panel="Budget", metavar="N")] = None
     """Passes over the training text, instead of another budget."""
     ternary: Annotated[bool, Flag(panel=_BITS)] = False
@@ -114,7 +115,8 @@ class DistillSettings(TrainSettings):
     low_bit_share: Annotated[float | None, Field(gt=0, le=1)] = None
     """Of the budget in low bits; by default all of it after a warm start, else by the bits."""
     hybrid: Annotated[bool, Flag(panel=_HYBRID)] = False
-    """8 clusters of data, 4 of layers, a guarded controller and an adaptive trust region."""
+    """8 clusters of data, 4 of layers (below 16 bits), a guarded controller and an adaptive
+    trust region."""
     save_metrics: Annotated[bool, Flag(panel="Run")] = False
     """Also write metrics.csv: loss, rate, costs, multiplier and radius of every step."""
     model: LowBitSettings = LowBitSettings()
@@ -137,14 +139,17 @@ class DistillSettings(TrainSettings):
         if tree.get("hybrid") and isinstance(tree.get("control", {}), dict):
             given, usual = tree.get("control", {}), ControlSettings()
             wished = {k: v for k, v in HYBRID.items() if given.get(k) in (None, getattr(usual, k))}
+            model = tree.get("model", {})
+            if isinstance(model, dict) and str(model.get("bits", 16)) == "16":
+                wished.pop("param_clusters", None)  # floats have no bits to share out
             tree["control"] = {**given, **wished}
         return tree
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
-        if self.student != "same" and self.student not in PRESETS:
+        if self.student not in ("same", "new", *PRESETS):
             raise ValueError(f"there is no student called {self.student!r}")
-        if self.preset != self.student and self.student != "same":
+        if self.student in PRESETS and self.preset != self.student:
             raise ValueError("--preset has no effect: --student names the size")
         if self.epochs is not None and any(getattr(self, name) is not None for name in BUDGETS):
             raise ValueError("epochs and another budget exclude each other")
@@ -160,9 +165,9 @@ class DistillSettings(TrainSettings):
     def ground(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         """The shape and the rates of the first teacher, or the preset of the student's name."""
         student, teachers = str(given.get("student", "same")), given.get("teacher")
-        if student != "same":
+        if student not in ("same", "new"):
             return "", {"preset": student}
-        if not teachers:
+        if student == "new" or not teachers:
             return "", {}
         first = Path(split_names(teachers)[0])
         if not (first / CONFIG).exists():
@@ -170,11 +175,16 @@ class DistillSettings(TrainSettings):
             raise InputError(f"there is no run in {first}", hint)
         known = read_toml(first / CONFIG)
         try:
-            shape = {k: v for k, v in known["model"].items() if k in GPTSettings.model_fields}
-            kept = {name: known[name] for name in ("preset", "recipe", "optim", "batch")}
+            return "the teacher", cls.like(known)
         except (KeyError, AttributeError):
             raise InputError(f"{first / CONFIG} does not describe a run") from None
-        return "the teacher", {**kept, "model": {**shape, "name": "low-bit"}}
+
+    @classmethod
+    def like(cls, teacher: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a student takes over that begins as its teacher, of that one's settings."""
+        shape = {k: v for k, v in teacher["model"].items() if k in GPTSettings.model_fields}
+        kept = {name: teacher[name] for name in ("preset", "recipe", "optim", "batch")}
+        return {**kept, "model": {**shape, "name": "low-bit"}}
 
     @property
     def share(self) -> float:

@@ -20,23 +20,28 @@ class OptimizerSettings(PartSettings):
     """Decoupled weight decay of the weight matrices, per unit of learning rate."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest allowed norm of the whole gradient; 0 never clips."""
+    embedding_rate: Rate
+    """Rate for the embedding, as a multiple of `lr`."""
+    head_rate: Rate
+    """Rate for an untied head, as a multiple of `lr`."""
+    scalar_rate: Rate
+    """Rate for gains and biases, as a multiple of `lr`."""
+    table_rate: Rate
+    """AdaGrad's rate for tables of which a step reads few rows, as a multiple of `lr`."""
+
+
+class AdamSettings(OptimizerSettings):
+    """What every optimizer has that moves some tensors by Adam."""
+
     beta1: Momentum = 0.9
     """Decay of Adam's mean of gradients."""
     beta2: Momentum = 0.95
     """Decay of Adam's mean of squared gradients."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Adam's guard against division by zero."""
-    embedding_rate: Rate
-    """Adam's rate for the embedding, as a multiple of `lr`."""
-    head_rate: Rate
-    """Adam's rate for an untied head, as a multiple of `lr`."""
-    scalar_rate: Rate
-    """Adam's rate for gains and biases, as a multiple of `lr`."""
-    table_rate: Rate
-    """AdaGrad's rate for tables of which a step reads few rows, as a multiple of `lr`."""
 
 
-class AdamWSettings(OptimizerSettings):
+class AdamWSettings(AdamSettings):
     """AdamW for every tensor (Loshchilov & Hutter 2019); only matrices decay."""
 
     place: ClassVar[str] = "effcli.engine.optim.adamw:route"
@@ -55,7 +60,7 @@ class AdamWSettings(OptimizerSettings):
     """AdaGrad's rate for tables of which a step reads few rows, as a multiple of `lr`."""
 
 
-class MuonSettings(OptimizerSettings):
+class MuonSettings(AdamSettings):
     """Muon for the blocks' matrices (Jordan et al. 2024), Adam for everything else."""
 
     place: ClassVar[str] = "effcli.engine.optim.muon:route"
@@ -80,3 +85,24 @@ class MuonSettings(OptimizerSettings):
     """Decay of Adam's mean of squared gradients."""
     eps: Annotated[float, Field(gt=0)] = 1e-10
     """Adam's guard against division by zero."""
+
+
+class SGDSettings(OptimizerSettings):
+    """Stochastic gradient descent with momentum; only matrices decay."""
+
+    place: ClassVar[str] = "effcli.engine.optim.sgd:route"
+    name: Literal["sgd"] = "sgd"
+    lr: Annotated[Rate, LR] = 0.3
+    """Peak learning rate of the weight matrices; the other rates follow it."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of the weight matrices, per unit of learning rate."""
+    momentum: Momentum = 0.9
+    """Decay of the mean of gradients; 0 is plain descent."""
+    embedding_rate: Rate = 1.0
+    """Rate for the embedding, as a multiple of `lr`."""
+    head_rate: Rate = 1.0
+    """Rate for an untied head, as a multiple of `lr`."""
+    scalar_rate: Rate = 1.0
+    """Rate for gains and biases, as a multiple of `lr`."""
+    table_rate: Rate = 1.0
+    """AdaGrad's rate for tables of which a step reads few rows, as a multiple of `lr`."""

@@ -58,6 +58,8 @@ class Arm(Settings):
     """The training command that it runs."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """On top of the suite's and the tier's."""
+    teacher: str | None = None
+    """Arm whose run of the same seed, at its largest budget, teaches this one; billed there."""
     shares: Shares | None = None
     """Its budgets, as shares of the tier's; by default the tier's."""
     is_tuned: bool = True
@@ -128,7 +130,17 @@ class Suite(Settings):
                 raise ValueError(f"arm {name!r} has an unknown command {arm.command!r}")
             if arm.knob is not None and not arm.is_tuned:
                 raise ValueError(f"the knob of arm {name!r} has no effect: it is not tuned")
+            if arm.teacher is not None:
+                self._require_teacher(name, arm.teacher)
         return self
+
+    def _require_teacher(self, name: str, teacher: str) -> None:
+        if teacher not in self.arms:
+            raise ValueError(f"there is no arm called {teacher!r} to teach {name!r}")
+        if self.arms[teacher].teacher is not None:
+            raise ValueError(f"the teacher of arm {name!r} has a teacher of its own")
+        if "teacher" not in METHODS.load(self.arms[name].command).model_fields:
+            raise ValueError(f"the command of arm {name!r} takes no teacher")
 
     def seeds(self, count: int) -> range:
         """The seeds of the runs that are compared; not one of them may be the trials'."""

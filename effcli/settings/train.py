@@ -105,6 +105,9 @@ class TrainSettings(Settings):
     )
     """Prepared corpus, by name or folder; by default the one prepared last."""
 
+    text_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training text that there is, from its beginning: what if there were less?"""
+
     steps: Annotated[Count | None, Flag(panel="Budget", metavar="N")] = None
     """Optimizer steps."""
     tokens: Annotated[Count | None, Flag(panel="Budget", metavar="N")] = None

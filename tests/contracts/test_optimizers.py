@@ -130,3 +130,19 @@ def test_newton_schulz_is_billed_as_the_products_it_makes() -> None:
         with FlopCounterMode(display=False) as counter:
             muon.step()
         assert newton_schulz_flops(matrix) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_descent_decays_weights_beside_its_momentum(momentum: float) -> None:
+    model, optimizer = _pair("sgd", "optim.weight_decay=0.3", f"optim.momentum={momentum}")
+    (group,) = [one for one in optimizer.groups if one.weight_decay]
+    name, parameter = group.tensors[0]
+    weight, mean = parameter.detach().double(), torch.zeros_like(parameter).double()
+    for seed, factor in enumerate((1.0, 0.5, 0.2)):
+        _gradients(model, seed)
+        assert parameter.grad is not None
+        mean = momentum * mean + parameter.grad.double()
+        rate = group.lr * factor
+        weight = (1 - rate * 0.3) * weight - rate * mean
+        optimizer.step(factor)
+    assert torch.allclose(parameter.double(), weight, atol=1e-5), name

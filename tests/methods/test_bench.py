@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -417,12 +418,12 @@ def test_every_shipped_suite_is_sound(name: str, corpus: Corpus) -> None:
                 assert cell.settings.seed in (0, suite.tuning_seed)
 
 
-AQL = [name for name in shipped() if name.startswith("aql-")]
+AQL, DISTILL = ([n for n in shipped() if n.startswith(kind)] for kind in ("aql-", "distill-"))
 
 
-@pytest.mark.parametrize("name", AQL)
+@pytest.mark.parametrize("name", [*AQL, *DISTILL])
 @pytest.mark.parametrize("tier", ["smoke", "cpu"])
-def test_every_suite_of_selections_can_be_planned(
+def test_every_suite_of_methods_can_be_planned(
     corpus_folder: Path, eff: Eff, name: str, tier: str
 ) -> None:
     line = ("bench", name, "--tier", tier, "--data", str(corpus_folder), "--dry-run", "--json")
@@ -446,7 +447,7 @@ def test_every_shipped_arm_runs(corpus_folder: Path, eff: Eff) -> None:
     assert code == 0, err
     document = json.loads(out)
     assert {cell["status"] for cell in document["cells"]} == {"complete"}
-    others = ("ladder", "speed", *AQL)
+    others = ("ladder", "speed", *AQL, *DISTILL)
     shipped_arms = {
         arm for name in shipped() if name not in others for arm in read_suite(name).arms
     }
@@ -470,3 +471,72 @@ def test_cells_are_named_by_all_that_matters(corpus: Corpus) -> None:
     assert names(SUITE.replace("eval_every = 5", "eval_every = 5\nsave_every = 7")) == same
     assert not names(SUITE, "b") & same
     assert not names(SUITE.replace('width" = 32', 'width" = 48')) & same
+
+
+TAUGHT = (
+    SUITE.replace("trials = 2", "trials = 0").replace("steps = 20", "steps = 60")
+    + """
+[arms.student]
+command = "distill"
+teacher = "plain"
+shares = [0.5]
+settings = { ternary = true, qat = true }
+
+[arms.smaller]
+command = "distill"
+teacher = "plain"
+shares = [0.5]
+settings = { student = "new", model.width = 16, teaching.alpha = 0.9 }
+"""
+)
+
+
+def test_an_arm_may_be_taught_by_another(place: Path, corpus_folder: Path) -> None:
+    suite = place / "taught.toml"
+    suite.write_text(TAUGHT)
+    seen: list[Record] = []
+    document = bench.run(_settings(suite, corpus_folder), seen.append)
+    assert [cell["error"] for cell in document["cells"] if cell["status"] != "complete"] == []
+    order = [record.title.partition(",")[0] for record in seen if isinstance(record, CellDone)]
+    assert order[:4] == ["plain", "plain", "adamw", "adamw"]
+    ends = {(c["arm"], c["seed"]): c for c in document["cells"] if c["share"] == 1}
+    for cell in document["cells"]:
+        if cell["arm"] in ("student", "smaller"):
+            teacher = ends["plain", cell["seed"]]
+            (told,) = cell["student"]["teachers"]
+            assert Path(told).name == teacher["id"]
+            assert cell["student"]["teacher_loss"] == pytest.approx(teacher["loss"], abs=1e-5)
+            assert cell["student"]["bits"] == {"student": 1.58, "smaller": 16}[cell["arm"]]
+            assert cell["accounts"]["flops"]["teacher"] > 0
+    (note,) = [note for note in document["notes"] if "teacher" in note]
+    assert note.startswith("What student, smaller cost leaves out the training of their teacher")
+
+
+def test_a_teacher_that_is_gone_is_trained_again(place: Path, corpus_folder: Path) -> None:
+    suite = place / "taught.toml"
+    suite.write_text(TAUGHT)
+    settings = _settings(suite, corpus_folder, seeds=1, arms=("plain", "student"))
+    first = bench.run(settings)
+    for folder in home().iterdir():
+        if folder.name != "locks" and folder.is_dir():
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    (student,) = [cell["id"] for cell in first["cells"] if cell["arm"] == "student"]
+    with sqlite3.connect(home() / DATABASE) as database:
+        database.execute("delete from cells where id = ?", (student,))
+    shutil.rmtree(home() / student)
+    assert _figures(bench.run(settings)) == _figures(first)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('teacher = "plain"', 'teacher = "nobody"'), "no arm called 'nobody' to teach 'student'"),
+        (('command = "distill"', 'command = "baseline"'), "'student' takes no teacher"),
+        (("[arms.adamw]", '[arms.adamw]\nteacher = "plain"'), "'adamw' takes no teacher"),
+        (('"new", model', '"new" }\n[arms.third]\ncommand="distill"\nteacher="student"\n'
+          'settings = { student = "new", model'), "has a teacher of its own"),
+    ],
+)  # fmt: skip
+def test_who_cannot_teach_is_said_in_one_line(change: tuple[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_suite(TAUGHT.replace(*change, 1), "mine.toml")

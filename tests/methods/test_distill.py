@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import TINY
 from exactness import differences, final_state, stopping_after
 
@@ -91,6 +92,23 @@ def test_a_student_that_is_not_trained_in_low_bits_is_labeled_so(asked: Any, pla
     assert not report.student.is_trained_in_low_bits
     kept = read(place / "s" / "student.eff")
     assert {codes.codes.unique().numel() for codes in kept.layers.values()} <= {2, 3, 4}
+
+
+def test_what_is_reported_and_kept_is_the_rounded_student(asked: Any, place: Path) -> None:
+    """Wherever the last look and the last save in floats were."""
+    found = []
+    for every in (5, 6, 0):
+        out = place / str(every)
+        names, how = ("model.bits=2", "teaching.kd=none"), {"eval_every": every, "out": out}
+        report = distill.run(asked(*names, save_every=every, **how))
+        assert report.held_out is not None
+        (last,) = checkpoint.steps(out / "checkpoints")[-1:]
+        weights = checkpoint.load_model(last, torch.device("cpu"))
+        gains = [tensor for name, tensor in weights.items() if name.endswith(".gain")]
+        assert gains
+        assert not any(bool((gain == 1).all()) for gain in gains)
+        found.append(report.held_out.loss)
+    assert found[0] == found[1] == found[2]
 
 
 def test_a_warm_start_is_the_teacher(asked: Any, place: Path) -> None:

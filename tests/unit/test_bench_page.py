@@ -70,7 +70,7 @@ def test_every_arm_is_in_every_table(name: str) -> None:
     document = DOCUMENTS[name]
     arms = {arm["name"] for arm in document["arms"]}
     for make in tables.EVERY:
-        if make not in (tables.failed, tables.choices):
+        if make not in (tables.failed, tables.choices, tables.students, tables.hybrids):
             assert {row[0] for row in make(document).rows} - {""} == arms
     for table in bench_tables(document):
         if "came to nothing" not in str(table.title):
@@ -92,6 +92,25 @@ def test_what_was_chosen_is_told_of_those_that_choose() -> None:
     assert {row[0] for row in rows} == {first, second}
     assert ["50.0%", "81.0%", "0.4%", "2.0%", "0.1%"] in [row[2:] for row in rows]
     assert "-" in [row[2] for row in rows if row[0] == second]
+
+
+def test_students_and_hybrids_are_told_of() -> None:
+    document = copy.deepcopy(DOCUMENTS["complete"])
+    assert not tables.students(document).rows
+    assert not tables.hybrids(document).rows
+    first, second = (arm["name"] for arm in document["arms"][:2])
+    made = {"bits": 1.58, "is_trained_in_low_bits": False, "file_bytes": 2**20}
+    made |= {"linear_bits_per_weight": 1.625, "ratio_linear": 19.7, "ratio_total": 5.25}
+    made |= {"weight_error": 0.2113, "roundtrip_gap": 0.0001}
+    told = {"overhead": 0.14, "multiplier_mean": 1.15, "adopted": 2}
+    for cell in document["cells"]:
+        if cell["arm"] == first:
+            cell["student"] = made
+        if cell["arm"] == second:
+            cell["hybrid"] = told
+    shown = ["1.58 rounded", "1.05 MB", "1.62", "19.70", "5.25", "0.2113", "0.0001"]
+    assert tables.students(document).rows == [[first, *shown]]
+    assert tables.hybrids(document).rows == [[second, "1.15", "2", "-", "-", "0.14"]]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -159,3 +159,15 @@ def test_a_corpus_is_found_by_name_path_or_as_the_last_one(place: Path) -> None:
     with pytest.raises(InputError) as raised:
         locate("grammar-3-bytes")
     assert "did you mean" in (raised.value.hint or "")
+
+
+def test_the_beginning_of_a_text_is_a_text_of_its_own(corpus: Corpus) -> None:
+    whole, part = corpus.train, corpus.first(0.3).train
+    assert part.tokens == int(0.3 * whole.tokens)
+    assert np.array_equal(part.read([0], part.tokens), whole.read([0], part.tokens))
+    starts = whole.document_starts()
+    assert np.array_equal(part.document_starts(), starts[starts < part.tokens])
+    assert part.documents == len(part.document_starts())
+    assert corpus.first(1.0) is corpus
+    assert len({corpus.hash, corpus.first(0.3).hash, corpus.first(0.31).hash}) == 3
+    assert corpus.first(0.3).val.tokens == corpus.val.tokens

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from effcli import units
 from effcli.engine.bench.analysis import (
     COSTS,
     EQUAL,
@@ -33,17 +34,9 @@ from effcli.settings.bench import BenchSettings
 from effcli.settings.train import BUDGETS
 
 FIGURES = (
-    "parameters",
-    *("steps", "tokens", "unique_tokens", "flops", "seconds", "joules", "energy_source", "loss"),
-    *(
-        "bits_per_byte",
-        "tail",
-        "selection",
-        "accounts",
-        "artifact_bytes",
-        "peak_memory_bytes",
-        "curve",
-    ),
+    *("parameters", "steps", "tokens", "unique_tokens", "flops", "seconds", "joules"),
+    *("energy_source", "loss", "bits_per_byte", "tail", "selection", "student", "hybrid"),
+    *("accounts", "artifact_bytes", "peak_memory_bytes", "curve"),
 )
 PAGE = "bench.html"
 
@@ -51,7 +44,7 @@ PAGE = "bench.html"
 def plan_of(work: Work, settings: BenchSettings) -> dict[str, Any]:
     """Everything of the document that is no result, and the names of the cells."""
     matrix = work.matrix
-    whole = matrix.settings(matrix.ordered()[0])
+    whole = matrix.settings(matrix.references[0])
     return {
         "suite": Path(settings.suite).stem,
         "tier": settings.tier,
@@ -75,7 +68,7 @@ def plan_of(work: Work, settings: BenchSettings) -> dict[str, Any]:
 
 
 def _manifest(work: Work, settings: BenchSettings) -> dict[str, Any]:
-    corpus, whole = work.corpus, work.matrix.settings(work.matrix.ordered()[0])
+    corpus, whole = work.corpus, work.matrix.settings(work.matrix.references[0])
     given = {"--tier": settings.tier, "--seeds": settings.seeds, "--data": settings.data}
     given["--arms"] = ",".join(settings.arms) or None
     known = machine(settings.suite, given)
@@ -122,6 +115,7 @@ def _arm(matrix: Matrix, name: str) -> dict[str, Any]:
         "is_reference": name in matrix.references,
         "command": arm.command,
         "settings": arm.settings,
+        "teacher": arm.teacher,
         "tried": matrix.tried(name),
     }
 
@@ -220,6 +214,7 @@ def _with_tuning(
     last = table.of(arm["name"])
     return {
         **{name: arm[name] for name in ("name", "about", "is_reference", "command", "settings")},
+        "teacher": arm.get("teacher"),
         "parameters": last[-1].get("parameters") if last else None,
         "artifact_bytes": last[-1]["artifact_bytes"] if last else None,
         "tuning": tuning,
@@ -238,6 +233,14 @@ def _notes(plan: Mapping[str, Any], cells: list[dict[str, Any]]) -> list[str]:
         if bad := sorted({cell["arm"] for cell in cells if cell["status"] == status}):
             notes.append(
                 f"Runs of {', '.join(bad)} {status}: what is left of an arm proves no gain."
+            )
+    for teacher in dict.fromkeys(arm.get("teacher") for arm in plan["arms"]):
+        spent = [cell["flops"] for cell in cells if cell["arm"] == teacher and cell["flops"]]
+        if spent:
+            taught = ", ".join(arm["name"] for arm in plan["arms"] if arm.get("teacher") == teacher)
+            notes.append(
+                f"What {taught} cost leaves out the training of their teacher: {teacher}, "
+                f"{units.flops(max(spent))} FLOPs, which is taken to be there already."
             )
     if missing := sum(cell["status"] == "missing" for cell in cells):
         notes.append(f"{missing} of {len(cells)} runs are not done yet.")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from effcli.engine.bench.reading import Document, Row, headline, is_screen
-from effcli.engine.bench.tables import EVERY, Table, brief, escaped
+from effcli.engine.bench.table import Table, escaped
+from effcli.engine.bench.tables import EVERY, brief
 from effcli.engine.runs.files import write_text
 from effcli.safe import safe
 

@@ -47,6 +47,8 @@ class Cell:
     share: float
     """Of the tier's budget."""
     settings: TrainSettings
+    teacher: str = ""
+    """The cell that it learns from; none unless its arm has a teacher."""
 
     @property
     def title(self) -> str:
@@ -85,7 +87,8 @@ class Matrix:
         for name in names:
             if name not in self.arms:
                 raise InputError(f"there is no arm {name!r}: {', '.join(self.arms)}")
-        self.arms = {name: arm for name, arm in self.arms.items() if not names or name in names}
+        wanted = {*names, *(self.arms[name].teacher for name in names)}
+        self.arms = {name: arm for name, arm in self.arms.items() if not names or name in wanted}
         if not self.references:
             raise InputError(f"no reference among them: {', '.join(self.suite.references)}")
 
@@ -95,8 +98,9 @@ class Matrix:
         return [name for name in self.suite.references if name in self.arms]
 
     def ordered(self) -> list[str]:
-        """Arms, references first: a matrix that is cut off still has something to say."""
-        return [*self.references, *(name for name in self.arms if name not in self.references)]
+        """Arms, teachers and references first: a matrix that is cut off has something to say."""
+        teachers = [arm.teacher for arm in self.arms.values() if arm.teacher is not None]
+        return list(dict.fromkeys((*teachers, *self.references, *self.arms)))
 
     def shares(self, name: str) -> list[float]:
         """The budgets of an arm, small ones first."""
@@ -116,20 +120,21 @@ class Matrix:
         return candidates(ranges, trials, self.suite.tuning_seed)
 
     @cache  # noqa: B019 - there is one matrix in a process
-    def trials(self, name: str) -> list[Cell]:
+    def trials(self, name: str, teacher: str = "") -> list[Cell]:
         """The trials of an arm, in the order of `tried`: a quarter of its largest budget each."""
         seed, share = self.suite.tuning_seed, HORIZON * self.shares(name)[-1]
         looks = {"eval_every": 0, "evaluation.floors": False, "evaluation.samples": 0}
         return [
-            self._cell(name, seed, share, True, ("trial", {**looks, **values}))
+            self._cell(name, seed, share, ("trial", {**looks, **values}), teacher, is_trial=True)
             for values in self.tried(name)
         ]
 
     @cache  # noqa: B019 - there is one matrix in a process
-    def runs(self, name: str, seed: int, **chosen: float) -> list[Cell]:
+    def runs(self, name: str, seed: int, teacher: str = "", **chosen: float) -> list[Cell]:
         """The runs of an arm and a seed, small budgets first, with what its trials chose."""
         return [
-            self._cell(name, seed, share, False, ("tuning", chosen)) for share in self.shares(name)
+            self._cell(name, seed, share, ("tuning", chosen), teacher)
+            for share in self.shares(name)
         ]
 
     def settings(self, name: str, *layers: Layer) -> TrainSettings:
@@ -146,29 +151,42 @@ class Matrix:
             if taken := sorted(set(_RESERVED) & set(values)):
                 message = f"{origin}: {taken[0]} is decided by the suite, not by its settings"
                 raise InputError(message, "leave it out; --data names the corpus")
-        cls: type[TrainSettings] = METHODS.load(arm.command)
+        cls: Any = METHODS.load(arm.command)
+        if arm.teacher is not None and arm.settings.get("student", "same") == "same":
+            above.insert(1, ("teacher", cls.like(storable(self.settings(arm.teacher)))))
         try:
-            settings = stack(cls, [*above, *layers]).settings
+            settings: TrainSettings = stack(cls, [*above, *layers]).settings
         except InputError as error:
             raise InputError(f"arm {name}: {error.message}", error.hint) from None
         if settings.minutes is not None:
             raise InputError(f"arm {name}: minutes are no budget that two runs can share")
         return settings
 
-    def _cell(self, name: str, seed: int, share: float, is_trial: bool, layer: Layer) -> Cell:
+    def _cell(
+        self,
+        name: str,
+        seed: int,
+        share: float,
+        layer: Layer,
+        teacher: str,
+        *,
+        is_trial: bool = False,
+    ) -> Cell:
         whole = self.settings(name, layer)
         limits = {one: value for one in BUDGETS if (value := getattr(whole, one)) is not None}
         settings = whole.model_copy(update={**budget_of(limits, share), "seed": seed})
         command = self.arms[name].command
-        return Cell(self._id(command, settings), name, command, is_trial, seed, share, settings)
+        name_of_it = self._id(command, settings, teacher)
+        return Cell(name_of_it, name, command, is_trial, seed, share, settings, teacher)
 
-    def _id(self, command: str, settings: TrainSettings) -> str:
+    def _id(self, command: str, settings: TrainSettings, teacher: str) -> str:
         tree = storable(settings)
         for name in _WITHOUT_EFFECT:
             tree.pop(name, None)
         device = Device(settings.device)
         where = [device.kind, str(device.dtype), torch.__version__]
         facts = [command, tree, where, self._corpus_hash, source_hash()]
+        facts += [teacher] if teacher else []
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

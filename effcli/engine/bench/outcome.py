@@ -25,7 +25,10 @@ def outcome(folder: Path) -> dict[str, Any]:
         "loss": None if held_out is None else held_out.loss,
         "bits_per_byte": None if held_out is None else held_out.bits_per_byte,
         "tail": report.tail,
-        "selection": None if report.selection is None else report.selection.model_dump(),
+        **{
+            name: None if (part := getattr(report, name)) is None else part.model_dump()
+            for name in ("selection", "student", "hybrid")
+        },
         "accounts": {"flops": report.flops, "seconds": report.seconds},
         "peak_memory_bytes": report.peak_memory_bytes,
         "artifact_bytes": _artifact_bytes(folder),

@@ -6,7 +6,7 @@ from typing import Any
 import jinja2
 
 from effcli.engine.bench.reading import Document
-from effcli.engine.bench.tables import Table, escaped
+from effcli.engine.bench.table import Table, escaped
 from effcli.engine.runs.files import write_json, write_text
 from effcli.engine.runs.page import DAMAGED, render
 from effcli.errors import InputError

@@ -1,12 +1,10 @@
 """The tables of a bench: made once, shown on its page and as Markdown."""
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from effcli import units
+from effcli.engine.bench.findings import choices, hybrids, students
 from effcli.engine.bench.reading import (
     COSTS,
     Document,
@@ -18,34 +16,7 @@ from effcli.engine.bench.reading import (
     names,
     shares,
 )
-from effcli.safe import safe
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under a head."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    about: str = ""
-    texts: frozenset[str] = frozenset(
-        {"arm", "what it is", "against", "cost", "verdict", "in FLOPs", "at equal"}
-        | {"chosen", "status", "error"}
-    )
-    """Columns of words; all others are of numbers."""
-
-    def as_markdown(self) -> str:
-        """The table alone, without its title."""
-        line = ["---" if name in self.texts else "---:" for name in self.head]
-        rows = [[escaped(cell) for cell in row] for row in self.rows]
-        return "\n".join(f"| {' | '.join(row)} |" for row in [list(self.head), line, *rows])
-
-
-def escaped(text: str) -> str:
-    """Text in Markdown, where it makes no markup, no link and no other cell."""
-    plain = " ".join(safe(text).split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*|]|(?<=\])(?=[(\[:]))", r"\\\1", plain)
+from effcli.engine.bench.table import Table, mean
 
 
 def summary(document: Document) -> Table:
@@ -142,9 +113,9 @@ def losses(document: Document) -> Table:
         for share in shares(document, arm):
             cells = complete(document, arm, share)
             loss = units.estimate([cell["loss"] for cell in cells])
-            bits = _mean(cells, "bits_per_byte", "{:.4f}".format)
+            bits = mean(cells, "bits_per_byte", "{:.4f}".format)
             spent = [
-                _mean(cells, name, units.flops if name == "flops" else units.count)
+                mean(cells, name, units.flops if name == "flops" else units.count)
                 for name in figures
             ]
             rows.append([arm, f"{share:.0%}", str(len(cells)), loss, bits, *spent])
@@ -163,7 +134,7 @@ def ledger(document: Document) -> Table:
         cells = complete(document, arm["name"])
         weighs = (arm["parameters"], arm["artifact_bytes"])
         sizes = ("-", "-") if None in weighs else (f"{weighs[0]:,}", units.size(weighs[1]))
-        rows.append([arm["name"], *shown, *sizes, _mean(cells, "peak_memory_bytes", units.size)])
+        rows.append([arm["name"], *shown, *sizes, mean(cells, "peak_memory_bytes", units.size)])
     head = ("arm", *(f"{account}, FLOPs" for account in accounts), "parameters", "file", "memory")
     return Table(
         "Ledger", head, rows, f"At {full_share(document):.0%} of the budget, means over seeds."
@@ -184,24 +155,6 @@ def tuning(document: Document) -> Table:
         rows.append([arm["name"], chosen, *counts])
     head = ("arm", "chosen", "trials", "diverged", "tokens", "FLOPs", "seconds")
     return Table("Tuning", head, rows, "Billed apart: it is in no other figure of this page.")
-
-
-CHOICES = ("precision", "contamination", "overhead_in_loop", "overhead_all_in", "flops_all_in")
-
-
-def choices(document: Document) -> Table:
-    """What the arms chose that choose what they read, and what choosing took."""
-    rows = []
-    for arm in names(document):
-        for share in shares(document, arm):
-            found = [cell.get("selection") for cell in complete(document, arm, share)]
-            chosen = [one for one in found if one]
-            told = [_mean(chosen, name, lambda value: f"{value:.1%}") for name in CHOICES]
-            if chosen:
-                rows.append([arm, f"{share:g}", *told])
-    about = "Shares of the chosen tokens, of the pool, and of training."
-    head = ("arm", "budget", "good", "contamination", "s in loop", "s all in", "FLOPs all in")
-    return Table("Choices", head, rows, about)
 
 
 def laws(document: Document) -> Table:
@@ -236,7 +189,19 @@ def failed(document: Document) -> Table:
 
 
 EVERY: tuple[Callable[[Document], Table], ...] = (
-    *(summary, verdicts, differences, losses, ledger, choices, tuning, laws, failed),
+    *(
+        summary,
+        verdicts,
+        differences,
+        losses,
+        ledger,
+        choices,
+        students,
+        hybrids,
+        tuning,
+        laws,
+        failed,
+    ),
 )
 
 
@@ -250,11 +215,6 @@ def bill(document: Document, arm: str, unit: str) -> dict[str, float]:
         for name in accounts
         if name != "total"
     }
-
-
-def _mean(cells: Sequence[Row], name: str, shown: Callable[[float], str]) -> str:
-    values = [cell[name] for cell in cells if cell.get(name) is not None]
-    return shown(fmean(values)) if values else "-"
 
 
 def _chances(row: Row) -> list[str]:

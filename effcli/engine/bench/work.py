@@ -44,7 +44,7 @@ class Work:
         require_pairs(self.matrix)
         self.store, self.costs = store, Costs(self.corpus)
         for name in self.matrix.ordered():  # whatever is wrong with an arm shows now
-            self.matrix.trials(name)
+            self.trials(name)
             chain = self.matrix.runs(name, self.seeds[0])
             self._require_time(chain, settings.max_minutes)
 
@@ -55,10 +55,20 @@ class Work:
                 message = f"{cell.title} takes about {needed:.1f} minutes, more than max_minutes"
                 raise InputError(message, "allow more, or choose a smaller tier")
 
+    def teacher(self, arm: str, seed: int) -> Cell | None:
+        """The run that teaches an arm's of a seed, if it has a teacher."""
+        name = self.matrix.arms[arm].teacher
+        return None if name is None else self.chain(name, seed)[-1]
+
+    def trials(self, arm: str) -> list[Cell]:
+        """The trials of an arm; their teacher is that of its first run."""
+        teacher = self.teacher(arm, self.seeds[0])
+        return self.matrix.trials(arm, teacher.id if teacher else "")
+
     def chosen(self, arm: str) -> dict[str, float] | None:
         """What the trials of an arm say is best; none before they are done."""
         losses = []
-        for trial in self.matrix.trials(arm):
+        for trial in self.trials(arm):
             if (result := self.store.finished(trial.id)) is None:
                 return None
             losses.append(math.inf if result.get("loss") is None else result["loss"])
@@ -66,13 +76,20 @@ class Work:
 
     def chain(self, arm: str, seed: int) -> list[Cell]:
         """The runs of an arm and a seed, small budgets first; before its trials, a guess."""
-        return self.matrix.runs(arm, seed, **(self.chosen(arm) or {}))
+        teacher = self.teacher(arm, seed)
+        return self.matrix.runs(
+            arm, seed, teacher.id if teacher else "", **(self.chosen(arm) or {})
+        )
 
     def pending(self) -> Iterator[tuple[Cell, list[Cell]]]:
         """Every cell that can be begun, with its chain: references first, seed by seed."""
         for seed, arm in in_order(self.matrix, self.seeds):
-            if self.chosen(arm) is None:
-                trials = self.matrix.trials(arm)
+            is_tried = self.chosen(arm) is not None
+            teacher = self.teacher(arm, seed if is_tried else self.seeds[0])
+            if teacher is not None and self.store.finished(teacher.id) is None:
+                continue
+            if not is_tried:
+                trials = self.trials(arm)
                 yield from ((t, [t]) for t in trials if not self.store.finished(t.id))
                 continue
             chain = self.chain(arm, seed)
@@ -82,7 +99,7 @@ class Work:
     def cells(self) -> Iterator[tuple[Cell, int]]:
         """Every cell, with the steps that it takes over from another one."""
         for arm in self.matrix.ordered():
-            yield from ((trial, 0) for trial in self.matrix.trials(arm))
+            yield from ((trial, 0) for trial in self.trials(arm))
         for seed, arm in in_order(self.matrix, self.seeds):
             chain = self.chain(arm, seed)
             yield from zip(chain, self.shared(chain), strict=True)

@@ -55,7 +55,10 @@ def with_bits(settings: DistillSettings, watch: Watch, stop: Stop) -> tuple[Dist
         watch(Notice(f"{message} {settings.model.bits:g}"))
         return settings, Spent()
     begun, looks = time.perf_counter(), 0
-    corpus, device = Corpus.open(locate(settings.data)), Device(settings.device)
+    corpus, device = (
+        Corpus.open(locate(settings.data)).first(settings.text_share),
+        Device(settings.device),
+    )
     model, _ = open_trained(settings.teacher[0], device)
     judged = len(
         HeldOut.of(

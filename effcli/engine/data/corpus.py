@@ -130,12 +130,14 @@ class Split:
     def document_starts(self) -> NDArray[np.int64]:
         """Where each document's separator is, in tokens."""
         name = next(n for n in self._entry["files"] if n.endswith(".documents"))
-        return np.fromfile(self._folder / name, dtype="<u8").astype(np.int64)
+        return np.fromfile(self._folder / name, "<u8", self.documents).astype(np.int64)
 
     def labels(self) -> NDArray[np.uint8] | None:
         """The label of each document; none where all have the first one, or there are none."""
         name = next((n for n in self._entry["files"] if n.endswith(".labels")), None)
-        return None if name is None else np.fromfile(self._folder / name, dtype=np.uint8)
+        if name is None:
+            return None
+        return np.fromfile(self._folder / name, np.uint8, self.documents)
 
 
 class Corpus:
@@ -178,6 +180,17 @@ class Corpus:
             raise InputError(f"{folder / damaged[0]} is damaged", "prepare it again with --force")
         return corpus
 
+    def first(self, share: float) -> "Corpus":
+        """The same with only the beginning of its training text, which its hash then says."""
+        if share == 1:
+            return self
+        tokens = max(1, int(self.train.tokens * share))
+        documents = int(np.searchsorted(self.train.document_starts(), tokens))
+        size = {"tokens": tokens, "documents": documents, "bytes": int(self.train.bytes * share)}
+        splits = self.manifest["splits"]
+        cut = {**splits, "train": {**splits["train"], **size}}
+        return Corpus(self.folder, {**self.manifest, "splits": cut, "first": tokens})
+
     @property
     def name(self) -> str:
         """The folder's name."""
@@ -191,10 +204,11 @@ class Corpus:
 
     @property
     def hash(self) -> str:
-        """Names the content: the tokens of every split."""
+        """Names the content: the tokens of every split, and how many of them are read."""
         splits = self.manifest["splits"].values()
         files = {k: v["sha256"] for split in splits for k, v in split["files"].items()}
-        return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
+        cut = self.manifest.get("first", "")
+        return hashlib.sha256(f"{sorted(files.items())!r}{cut}".encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
         """What a run writes down about its corpus."""

@@ -8,11 +8,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from effcli.engine.optim.descent import SGD
 from effcli.engine.optim.rows import RowAdaGrad
 from effcli.engine.protocols import LanguageModel
 from effcli.errors import InputError
 from effcli.registry import resolve_place
-from effcli.settings.optim import MuonSettings, OptimizerSettings
+from effcli.settings.optim import AdamSettings, MuonSettings, OptimizerSettings, SGDSettings
 
 NEWTON_SCHULZ_STEPS = 5
 GUARD = "guard"  # in a state; moments have a slash in their names
@@ -22,7 +23,7 @@ GUARD = "guard"  # in a state; moments have a slash in their names
 class Group:
     """Tensors that are moved by the same rule at the same peak rate."""
 
-    rule: Literal["adamw", "muon", "rows"]
+    rule: Literal["adamw", "muon", "sgd", "rows"]
     lr: float
     weight_decay: float
     tensors: list[tuple[str, nn.Parameter]]
@@ -127,7 +128,7 @@ class Optimizer:
 
     def describe(self) -> str:
         """Which tensors go where, in one line."""
-        names = {"muon": "Muon", "adamw": "AdamW", "rows": "AdaGrad by rows"}
+        names = {"muon": "Muon", "adamw": "AdamW", "sgd": "SGD", "rows": "AdaGrad by rows"}
         counts = {name: len(self._of(rule)) for rule, name in names.items()}
         return ", ".join(f"{n} tensors to {name}" for name, n in counts.items() if n)
 
@@ -189,6 +190,10 @@ def _part(group: Group, settings: OptimizerSettings) -> torch.optim.Optimizer:
         )
     if group.rule == "rows":
         return RowAdaGrad(parameters, group.lr)
+    if group.rule == "sgd":
+        assert isinstance(settings, SGDSettings)
+        return SGD(parameters, lr=group.lr, momentum=settings.momentum)
+    assert isinstance(settings, AdamSettings)
     return torch.optim.AdamW(
         parameters,
         lr=group.lr,

@@ -15,7 +15,7 @@ from effcli.engine.session import Session
 from effcli.errors import CheckError
 
 FILE = "student.eff"
-WINDOWS = 64  # that the file is compared with the trained model on
+WINDOWS = 64  # at most, evenly spread, that the file is compared with the trained model on
 
 
 def finished(session: Session, facts: dict[str, Any]) -> Student:
@@ -23,7 +23,8 @@ def finished(session: Session, facts: dict[str, Any]) -> Student:
     parts, path = session.parts, session.run.folder / FILE
     with parts.meter.timing("eval"):
         sizes = packed.write(path, parts.model, session.corpus.tokenizer, facts)
-        windows = torch.from_numpy(session.held_out.tokens[:WINDOWS])
+        tokens = session.held_out.tokens
+        windows = torch.from_numpy(tokens[:: -(-len(tokens) // WINDOWS)])
         found = verify(path, parts.model, windows)
     if not found.holds:
         message = f"{path} is not the trained model: {found.wrong_codes} codes differ, logits by"

@@ -57,11 +57,21 @@ class Phase:
         return self._schedule(progress)
 
 
-def fit_gains(model: LanguageModel, text: Iterable[Tensor]) -> None:
-    """Fit the gains of sub-norms that nothing has moved yet: those are all ones."""
+def complete(model: LanguageModel, text: Iterable[Tensor]) -> bool:
+    """Leave the model in its few bits, wherever its phase ended; returns whether that moved it."""
+    was_there = all(float(layer.blend) == 1 for layer in bit_layers(model).values())
+    has_fitted = fit_gains(model, text)
+    set_blend(model, 1.0)
+    return has_fitted or not was_there
+
+
+def fit_gains(model: LanguageModel, text: Iterable[Tensor]) -> bool:
+    """Fit the gains of sub-norms, unless something has moved them: then they are not all ones."""
     gains = [layer.gain for layer in bit_layers(model).values() if layer.gain is not None]
-    if gains and all(bool((gain == 1).all()) for gain in gains):
+    is_due = bool(gains) and all(bool((gain == 1).all()) for gain in gains)
+    if is_due:
         calibrate(model, text)
+    return is_due
 
 
 def warm_start(model: LanguageModel, weights: dict[str, Any]) -> None:

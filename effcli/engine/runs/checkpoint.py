@@ -66,6 +66,12 @@ def save(
     return place
 
 
+def drop(folder: Path, step: int) -> None:
+    """Remove the checkpoint of a step, if there is one."""
+    if (place := folder / _name(step)).exists():
+        _remove(place)
+
+
 def _name(step: int) -> str:
     return f"step-{step:09d}"
 

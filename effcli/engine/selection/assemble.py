@@ -172,7 +172,7 @@ def _limited(
 ) -> int:
     """Tokens of one pass; a budget that pays for less takes no more of the pool than that."""
     whole = int(scores.facts["tokens"])
-    once = int(settings.ratio * whole)
+    once = int(settings.ratio * whole) if settings.ratio < 1 else pool.tokens
     if pool.tokens < once:
         raise InputError(
             f"the pool has {pool.tokens:,} tokens that may be read, less than the {once:,} wanted",
