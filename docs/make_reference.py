@@ -22,6 +22,7 @@ from effcli.settings.baseline import BaselineSettings
 from effcli.settings.bench import BenchSettings
 from effcli.settings.corpora import CORPORA, MIXES
 from effcli.settings.distill import CacheSettings, CheckSettings, DistillSettings, PackSettings
+from effcli.settings.export import ExportSettings
 from effcli.settings.flags import marked
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
@@ -41,6 +42,7 @@ COMMANDS = {
     "eff distill cache": CacheSettings,
     "eff distill pack": PackSettings,
     "eff distill verify": CheckSettings,
+    "eff export": ExportSettings,
     "eff generate": GenerateSettings,
     "eff bench": BenchSettings,
     "eff report": ReportSettings,

@@ -18,6 +18,7 @@ from effcli.commands import aql, distill
 from effcli.commands.baseline import baseline
 from effcli.commands.bench import bench
 from effcli.commands.doctor import doctor
+from effcli.commands.export import export
 from effcli.commands.generate import generate
 from effcli.commands.mount import mount, mount_group
 from effcli.commands.prepare import prepare
@@ -42,6 +43,7 @@ from effcli.settings.aql import (
 from effcli.settings.baseline import BaselineSettings
 from effcli.settings.bench import BenchSettings
 from effcli.settings.distill import CacheSettings, CheckSettings, DistillSettings, PackSettings
+from effcli.settings.export import ExportSettings
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
 from effcli.settings.reading import DoctorSettings, ReportSettings, VerifySettings
@@ -67,6 +69,7 @@ students = mount_group(app, "distill", DistillSettings, distill.train, "train", 
 mount(students, "cache", CacheSettings, distill.cache)
 mount(students, "pack", PackSettings, distill.pack)
 mount(students, "verify", CheckSettings, distill.verify)
+mount(app, "export", ExportSettings, export)
 mount(app, "generate", GenerateSettings, generate)
 mount(app, "report", ReportSettings, report)
 mount(app, "verify", VerifySettings, verify)

@@ -1,11 +1,15 @@
 """Put the model of a run into one file of few bits, and check such a file."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from effcli.engine.data.corpus import Corpus, locate
+from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
+from effcli.engine.protocols import LanguageModel
 from effcli.engine.quant import packed
 from effcli.engine.quant.bitlinear import bit_layers, linear_layers, quantize
 from effcli.engine.quant.finish import FILE, described
@@ -19,19 +23,40 @@ from effcli.settings.train import DeviceSettings
 CPU = DeviceSettings(name="cpu", compile="off")
 
 
-def pack(settings: PackSettings) -> dict[str, Any]:
-    """Write the file of a run; other bits than it was trained with are rounded now."""
-    path = settings.out or settings.run / FILE
+@dataclass(frozen=True)
+class Chosen:
+    """What is to be written, and where."""
+
+    path: Path
+    model: LanguageModel
+    tokenizer: Tokenizer
+    is_trained: bool
+    """Whether it was trained in the bits that it has."""
+
+
+def chosen(settings: PackSettings, name: str) -> Chosen:
+    """The model of a run; other bits than it was trained with are rounded now."""
+    path = settings.out or settings.run / name
     if settings.out is not None and path.exists():
         raise InputError(f"{path} exists", "name another file with --out")
     model, tokenizer = open_trained(settings.run, Device(CPU))
     is_trained = bool(bit_layers(model)) and settings.bits is None
     if settings.bits is not None:
-        quantize(model, settings.bits, settings.group, subnorm=False)
-    facts = {"run": str(settings.run), "is_trained_in_low_bits": is_trained}
-    sizes = packed.write(path, model, tokenizer, facts)
-    kept = {"is_trained_in_low_bits": is_trained, "matrices": len(linear_layers(model))}
-    return {"schema": 1, "command": "distill pack", "file": str(path), **kept, **described(sizes)}
+        is_normed = any(layer.gain is not None for layer in bit_layers(model).values())
+        if is_normed and settings.bits == 16:
+            raise InputError("layers of 16 bits have no sub-norms, and those of this run do")
+        quantize(model, settings.bits, settings.group, subnorm=is_normed)
+    return Chosen(path, model, tokenizer, is_trained)
+
+
+def pack(settings: PackSettings) -> dict[str, Any]:
+    """Write the packed file of a run."""
+    one = chosen(settings, FILE)
+    facts = {"run": str(settings.run), "is_trained_in_low_bits": one.is_trained}
+    sizes = packed.write(one.path, one.model, one.tokenizer, facts)
+    kept = {"is_trained_in_low_bits": one.is_trained, "matrices": len(linear_layers(one.model))}
+    where = {"command": "distill pack", "file": str(one.path)}
+    return {"schema": 1, **where, **kept, **described(sizes)}
 
 
 def check(settings: CheckSettings) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _metavar(flag: Flag, field: FieldInfo) -> str | None:
 
 def _default(flag: Flag, field: FieldInfo) -> str:
     """The default as the help shows it; typer's own way would put it into parentheses."""
-    value = flag.default or field.default
+    value = flag.default or (None if field.is_required() else field.default)
     return "" if value in (None, False, ()) else f" [dim]\\[default: {value}][/dim]"
 
 

@@ -48,7 +48,7 @@ def _with_tokenizers(pieces: Iterator[str], size: int) -> dict[bytes, int]:
         pieces,
         trainers.BpeTrainer(vocab_size=size, initial_alphabet=letters, show_progress=False),
     )
-    to_byte = _byte_of_letter()
+    to_byte = byte_of_letter()
     words = sorted(bpe.get_vocab().items(), key=lambda pair: pair[1])
     tokens = [bytes(to_byte[letter] for letter in word) for word, _ in words]
     # Ranks of single bytes are arbitrary there; here they are the bytes' own values.
@@ -57,7 +57,7 @@ def _with_tokenizers(pieces: Iterator[str], size: int) -> dict[bytes, int]:
     return {token: rank for rank, token in enumerate(singles + merged)}
 
 
-def _byte_of_letter() -> dict[str, int]:
+def byte_of_letter() -> dict[str, int]:
     """GPT-2's way to print any byte as one letter, reversed."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [value for value in range(256) if value not in printable]

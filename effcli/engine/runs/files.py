@@ -2,7 +2,8 @@
 
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ from effcli.errors import InputError
 from effcli.safe import safe_json
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a draft beside the file, and put it in place only when it is safe on disk."""
+@contextmanager
+def drafted(path: Path) -> Iterator[Path]:
+    """A draft beside the file, to be written and closed; then, safe on disk, it is the file."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
-        with draft.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
+        yield draft
+        with draft.open("rb+") as stream:
             os.fsync(stream.fileno())
         draft.replace(path)
     except BaseException as error:
@@ -26,6 +27,12 @@ def write_bytes(path: Path, data: bytes) -> None:
             error.filename, error.filename2 = str(path), None  # nobody knows of drafts
         raise
     sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a draft beside the file, and put it in place only when it is safe on disk."""
+    with drafted(path) as draft:
+        draft.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
