@@ -9,6 +9,8 @@ one would wait forever for another. A model in parts (FSDP) would enter here, to
 import atexit
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -18,10 +20,12 @@ from torch import Tensor
 
 from effcli import launch
 from effcli.engine.data.order import mix64
-from effcli.engine.records import Stop
-from effcli.errors import InputError, ResourceError
+from effcli.engine.records import Stop, never
+from effcli.errors import InputError, ResourceError, Stopped
 
 BUCKET = 2**24  # elements that are added up at once
+WAIT = timedelta(seconds=0.25)  # at a time: signals are seen between waits only
+WAITS = 12  # after a signal, until the others are taken for gone
 
 
 class ProcessLost(ResourceError):
@@ -35,7 +39,7 @@ class Processes:
         self.rank, self.world = launch.rank(), launch.world()
         self._is_lost = False
         self._signal: int | None = None
-        self._asks: Stop | None = None
+        self._asks: Stop = never
         self._seed = 0
 
     @property
@@ -54,7 +58,7 @@ class Processes:
         """Agree on the progress (the first one's) and on signals, and draw random numbers apart."""
         if self.world == 1:
             return progress
-        asked = self._asks() if self._asks is not None else None
+        asked = self._asks()
         mine = torch.tensor([progress if self.is_first else 0.0, asked or 0], dtype=torch.float64)
         self._together(dist.all_reduce, mine, op=dist.ReduceOp.MAX)
         self._signal = int(mine[1].item()) or None
@@ -108,6 +112,11 @@ class Processes:
         """Until all are here."""
         self.total(0.0)
 
+    def leave(self) -> None:
+        """Part from the others, unless one is lost: what is not answered would be waited for."""
+        if not self._is_lost:
+            dist.destroy_process_group()
+
     def _add_up(self, bucket: Sequence[Tensor]) -> None:
         if not bucket:
             return
@@ -138,11 +147,33 @@ class Processes:
         return everyone
 
     def _together(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Do what takes all processes; the last argument is this one's tensor.
+
+        When a process dies at the wrong moment, gloo may close the connection without telling
+        what waits for it. But whoever started the processes then sends the others a signal.
+        """
+        is_here = arguments[-1].is_cpu  # what is on a GPU is waited for there
         try:
-            work(*arguments, **options)
+            pending = work(*arguments, async_op=is_here, **options)
+            if is_here:
+                self._wait_for(pending)
         except RuntimeError as error:
             self._is_lost = True
             raise ProcessLost("another process of this run has ended") from error
+
+    def _wait_for(self, pending: dist.Work) -> None:
+        """Wait for the others; after a signal not for long, as they were told, too, or are gone."""
+        waits = 0
+        while True:
+            with suppress(RuntimeError):  # others are not here yet, or it is raised again below
+                pending.wait(WAIT)
+                return
+            if pending.is_completed():
+                pending.wait()
+                return
+            if (asked := self._asks()) is not None and (waits := waits + 1) == WAITS:
+                self._is_lost = True
+                raise Stopped(asked, "on request, while another process did not answer")
 
 
 @cache
@@ -154,5 +185,5 @@ def join(kind: str) -> Processes:
             dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
         except (RuntimeError, ValueError) as error:
             raise ResourceError(f"the processes of this run do not meet: {error}") from None
-        atexit.register(dist.destroy_process_group)
+        atexit.register(processes.leave)
     return processes

@@ -201,7 +201,7 @@ class Session:
             report.write()
             if state == "complete" and self.settings.page:
                 write_page(self.run.folder, report)
-        with suppress(ProcessLost):  # one that is gone by now has all that it wanted
+        with suppress(ProcessLost, Stopped):  # one that is gone by now has all that it wanted
             self.parts.device.processes.wait()
         return report_of(self.run.folder)
 

@@ -8,18 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import TINY, Settings
 
-from effcli.engine.processes import Processes
+from effcli.engine.processes import Processes, ProcessLost
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.report import report_of
 from effcli.engine.runs.rundir import RunDir
 from effcli.engine.session import Session
-from effcli.errors import InputError
+from effcli.errors import InputError, Stopped
 from effcli.methods import baseline
 
 SETS = [part for assignment in TINY for part in ("--set", assignment)]
@@ -115,6 +117,58 @@ def test_a_process_that_dies_ends_the_run_with_one_line(place: Path, corpus_fold
     assert len(saved) == 1
     assert checkpoint.damage(saved[0]) is None
     assert int(saved[0].name.removeprefix("step-")) >= 5
+
+
+def test_a_process_that_does_not_answer_is_not_waited_for_after_a_signal(
+    place: Path, corpus_folder: Path
+) -> None:
+    budget = ["--data", corpus_folder, "--steps", 5000, "--eval-every", 0, "--save-every", 0]
+    process = _torchrun(2, *budget, "--out", place / "r")
+    _wait_for_steps(process, place / "r", 5)
+    first, second = (next(_ranks(process.pid, rank)) for rank in "01")
+    os.kill(second, signal.SIGSTOP)  # its connections stay open
+    try:
+        os.kill(first, signal.SIGTERM)
+        deadline = time.monotonic() + 20  # of which a busy machine needs the most
+        while (alive := Path(f"/proc/{first}/exe").exists()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        os.kill(second, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert not alive, err
+    said = [line for line in err.splitlines() if line.startswith(("error:", "stopped:"))]
+    assert len(said) == 1, err
+    assert "another process did not answer; step" in said[0]
+    (saved,) = checkpoint.steps(place / "r" / "checkpoints")
+    assert checkpoint.damage(saved) is None
+
+
+def test_waiting_for_the_others_ends_with_them_or_soon_after_a_signal() -> None:
+    class Pending:
+        """What gloo is at: it ends after some waits, or never, or in an error."""
+
+        def __init__(self, waits: float, error: str = "") -> None:
+            self.waits, self.error = waits, error
+
+        def is_completed(self) -> bool:
+            return self.waits <= 0
+
+        def wait(self, timeout: timedelta | None = None) -> None:
+            self.waits -= 1
+            if self.waits > 0 or self.error:
+                raise RuntimeError(self.error if self.waits <= 0 else "timed out")
+
+    def together(pending: Pending, asked: int | None) -> None:
+        processes = Processes()
+        processes._asks = lambda: asked
+        processes._together(lambda *_, **__: pending, torch.zeros(1))
+
+    together(Pending(1000), None)  # without a signal, however long it takes
+    together(Pending(5), signal.SIGTERM)  # the others are only slower
+    with pytest.raises(ProcessLost):
+        together(Pending(3, "connection closed"), None)
+    with pytest.raises(Stopped, match="did not answer"):
+        together(Pending(1000), signal.SIGTERM)
 
 
 def test_bad_input_is_said_once(place: Path, corpus_folder: Path) -> None:
