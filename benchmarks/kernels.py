@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from effcli.engine.device import Device
-from effcli.engine.models.gpt import GPT
+from effcli.engine.models.gpt import GPT, Attention
 from effcli.engine.models.layers import Linear
 from effcli.engine.quant.kernels import tier
 from effcli.engine.quant.products import LowBit
@@ -73,6 +73,9 @@ def lowered(model: GPT, way: str) -> GPT:
         for name, child in list(module.named_children()):
             if isinstance(child, Linear):
                 setattr(module, name, layer(*child.weight.shape, 1, way))
+        if isinstance(module, Attention):
+            width = module.heads * module.channels
+            module.joined = layer(3 * width, width, 1, way)
     head = model.head[: model.vocab_size]
     model.settled_head = layer(*head.shape, 127, way).float32
     return model
@@ -91,7 +94,7 @@ def models(preset: str) -> dict[str, GPT]:
     return {"float32": model, "torch": lowered(model, "torch"), "kernels": lowered(model, "auto")}
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def write(model: GPT) -> None:
     """A few tokens, one at a time, greedily."""
     cache, token = model.new_cache(1), torch.tensor([[1]])

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from effcli.engine.models.layers import Rotary, attend, rms_norm, rotate
+from effcli.engine.models.layers import (
+    KeyValueCache,
+    Rotary,
+    Shift,
+    attend,
+    dropped,
+    rms_norm,
+    rotate,
+)
 
 
 def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -49,6 +57,32 @@ def test_rotation_depends_on_the_distance_only() -> None:
     assert torch.allclose(score(5, 2), score(45, 42), atol=1e-4)
     assert torch.allclose(score(0, 0), q @ k, atol=1e-5)
     assert not torch.allclose(score(5, 2), score(5, 3), atol=1e-3)
+
+
+def test_rotation_is_a_product_of_complex_numbers() -> None:
+    x, (cosine, sine) = torch.randn(2, 3, 5, 8), Rotary(8, 16)(7, 5, torch.float32)
+    assert cosine.shape == sine.shape == (5, 8)
+    found = rotate(x, (cosine, sine))
+    turned = torch.complex(*x.double().chunk(2, -1)) * torch.complex(
+        *(part[:, 4:].double() for part in (cosine, sine))
+    )
+    assert torch.allclose(found.double(), torch.cat((turned.real, turned.imag), -1), atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_shift_is_the_same_one_position_at_a_time(count: int) -> None:
+    shift, x = Shift(8, count), torch.randn(2, 7, 8)
+    for weight in shift.weights:
+        torch.nn.init.normal_(weight)
+    cache = KeyValueCache(0, (2, 1, 7, 8), x)
+    parts = [shift(part, cache, "here") for part in (x[:, :3], *x[:, 3:].split(1, dim=1))]
+    assert torch.equal(torch.cat(parts, dim=1), shift(x, None, "here"))
+
+
+def test_dropout_drops_where_it_is_trained() -> None:
+    drop, x = torch.nn.Dropout(0.5), torch.ones(1000)
+    assert 300 < int((dropped(drop, x) == 0).sum()) < 700
+    assert dropped(drop.eval(), x) is x
 
 
 def test_rms_norm_has_a_mean_square_of_one() -> None:

@@ -18,11 +18,13 @@ from exactness import differences
 
 from effcli.engine.data.tokenizers import Tokenizer, byte_tokenizer
 from effcli.engine.device import Device
-from effcli.engine.models.gpt import GPT
+from effcli.engine.models.gpt import GPT, Attention
 from effcli.engine.quant import document as documents
+from effcli.engine.quant import running
 from effcli.engine.quant.bitlinear import bit_layers, linear_layers, quantize
 from effcli.engine.quant.codes import rounded
 from effcli.engine.quant.packed import Packed, read, round_the_rest, sizes, write
+from effcli.engine.quant.running import runnable
 from effcli.engine.quant.verify import verify
 from effcli.errors import InputError
 from effcli.settings.model import GPTSettings
@@ -97,6 +99,33 @@ class TestAFile:
         Device(DeviceSettings(name="cpu", precision="bfloat16", threads=1)).adopt(model)
         assert verify(place / "a.eff", model, _windows()) == expected
         assert model.dtype == torch.bfloat16
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    @pytest.mark.parametrize("bits", [1.58, 2, 16])
+    def test_writes_as_fast_as_it_can_and_the_same(
+        self, file: Path, tokenizer: Tokenizer, shape: str, bits: float
+    ) -> None:
+        write(file, _student(bits, **SHAPES[shape]), tokenizer, {})
+        found, tokens = runnable(read(file)), _windows()[:, :9]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(running, "_join", lambda *_: None)
+            apart = runnable(read(file))
+        joined = [module.joined for module in found.modules() if isinstance(module, Attention)]
+        assert all((product is None) == (bits == 16) for product in joined)
+        with torch.inference_mode():
+            features = found.features(tokens)
+            assert torch.equal(features, apart.features(tokens))
+            cache = found.new_cache(len(tokens))
+            steps = [found.features(token, cache) for token in tokens.split(1, dim=1)]
+            # Another order of sums may move an activation over the half of a level.
+            assert (torch.cat(steps, dim=1) - features).abs().mean() < 0.01
+
+    def test_writes_with_other_bits_in_every_layer(self, file: Path, tokenizer: Tokenizer) -> None:
+        model = _student(dict(zip(linear_layers(_gpt()), [1, 1.58, 2, 4, 8, 16], strict=True)))
+        write(file, model, tokenizer, {})
+        packed, tokens = read(file), _windows()[:, :16]
+        gap = runnable(packed).features(tokens) - packed.model().features(tokens)
+        assert gap.abs().mean() < 0.01
 
     def test_may_have_other_bits_in_every_layer(self, place: Path, tokenizer: Tokenizer) -> None:
         names = list(linear_layers(_gpt()))

@@ -17,6 +17,7 @@ from effcli.engine.models.layers import (
     Rotary,
     Shift,
     attend,
+    dropped,
     generators,
     padded,
     rms_norm,
@@ -33,7 +34,8 @@ class Attention(nn.Module):
     def __init__(self, s: GPTSettings) -> None:
         super().__init__()
         self.heads, self.dropout, self.qk_norm = s.heads, s.dropout, s.qk_norm
-        self.by_products = False
+        self.channels, self.by_products = s.width // s.heads, False
+        self.joined: nn.Module | None = None  # queries, keys and values at once, if never trained
         self.query = Linear(s.width, s.width, bias=s.bias)
         self.key = Linear(s.width, s.width, bias=s.bias)
         self.value = Linear(s.width, s.width, bias=s.bias)
@@ -48,12 +50,16 @@ class Attention(nn.Module):
         extra: Tensor | None,
     ) -> Float[Tensor, "batch time width"]:
         """What every position takes from those before it; `extra` is added to the values."""
-        values = self.value(x) if extra is None else self.value(x) + extra.to(x.dtype)
-        q, k, v = (self._by_head(part) for part in (self.query(x), self.key(x), values))
-        if self.qk_norm:
-            q, k = rms_norm(q), rms_norm(k)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+        if self.joined is None:
+            values = self.value(x) if extra is None else self.value(x) + extra.to(x.dtype)
+            q, k, v = (self._by_head(part) for part in (self.query(x), self.key(x), values))
+            q, k = self._turned(q, angles), self._turned(k, angles)
+        else:
+            parts = self.joined(x)
+            if extra is not None:
+                parts[..., -extra.shape[-1] :] += extra
+            both, v = torch.split(self._by_head(parts), [2 * self.heads, self.heads], dim=1)
+            q, k = self._turned(both, angles).chunk(2, dim=1)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
         dropout = self.dropout if self.training else 0.0
@@ -62,7 +68,11 @@ class Attention(nn.Module):
         return out
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, self.channels).transpose(1, 2)
+
+    def _turned(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = rms_norm(x) if self.qk_norm else x
+        return x if angles is None else rotate(x, angles)
 
 
 class MLP(nn.Module):
@@ -115,9 +125,9 @@ class Block(nn.Module):
     ) -> Tensor:
         """The residual stream after this block; `extra` is added to the values."""
         h = self.shift1(self.norm1(x), cache, f"{layer}.attention")
-        x = x + self.drop(self.attention(h, angles, cache, layer, extra))
+        x = x + dropped(self.drop, self.attention(h, angles, cache, layer, extra))
         h = self.shift2(self.norm2(x), cache, f"{layer}.mlp")
-        out: Tensor = x + self.drop(self.mlp(h))
+        out: Tensor = x + dropped(self.drop, self.mlp(h))
         return out
 
 
@@ -157,7 +167,7 @@ class Trunk(nn.Module):
             x = rms_norm(x)
         if hasattr(self, "tables"):
             x, extras = self.tables(x, tokens, cache)
-        x = self.drop(x.to(self.dtype))
+        x = dropped(self.drop, x.to(self.dtype))
         for layer, (block, extra) in enumerate(zip_longest(self.blocks, extras)):
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, angles, None, layer, extra, use_reentrant=False)

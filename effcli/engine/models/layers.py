@@ -59,10 +59,14 @@ class Rotary(nn.Module):
         self.register_buffer("sine", angles.sin().float(), persistent=False)
 
     def forward(self, start: int, time: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for positions start..start+time-1, each of shape (time, channels/2)."""
+        """What `rotate` takes for positions start..start+time-1, each of shape (time, channels).
+
+        These are cosines, and sines of the angles by which the other channel of a pair turns in.
+        """
         part = slice(start, start + time)
-        cosine, sine = self.get_buffer("cosine"), self.get_buffer("sine")
-        return cosine[part].to(dtype), sine[part].to(dtype)
+        cosine = self.get_buffer("cosine")[part].to(dtype)
+        sine = self.get_buffer("sine")[part].to(dtype)
+        return torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)
 
 
 def rotate(
@@ -70,8 +74,7 @@ def rotate(
 ) -> Float[Tensor, "batch heads time channels"]:
     """Turn each pair of channels (c, c + half) by the angle of its position."""
     cosine, sine = angles
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
+    return x * cosine + x.roll(x.shape[-1] // 2, -1) * sine
 
 
 def attend(
@@ -118,11 +121,20 @@ class Shift(nn.Module):
     def forward(self, x: Tensor, cache: "KeyValueCache | None", place: str) -> Tensor:
         """`x`, mixed; a cache remembers the end of it, by the name of the place."""
         count, out = len(self.weights), x
+        if count == 1 and x.shape[1] == 1 and cache is not None and place in cache.past:
+            earlier, cache.past[place] = cache.past[place], x
+            return torch.addcmul(x, earlier, self.weights[0].to(x.dtype))
         longer = before(x, count, cache, place) if count else x
         for back, weight in enumerate(self.weights, 1):
             earlier = longer[:, count - back : longer.shape[1] - back]
             out = torch.addcmul(out, earlier, weight.to(x.dtype))
         return out
+
+
+def dropped(drop: nn.Dropout, x: Tensor) -> Tensor:
+    """What dropout leaves of `x`; where it is not trained, it is spared the call of a module."""
+    out: Tensor = drop(x) if drop.training else x
+    return out
 
 
 def before(x: Tensor, count: int, cache: "KeyValueCache | None", place: str) -> Tensor:
