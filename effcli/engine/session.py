@@ -257,9 +257,8 @@ class Session:
             "corpus": self.corpus.hash,
             "asked": self.run.asked(),
         }
-        weights = self.parts.model.state_dict()
         kept = (self.settings.keep, self.settings.save_at)
-        checkpoint.save(self.run.checkpoints, step, weights, state, *kept)
+        checkpoint.save(self.run.checkpoints, step, self.parts.model.state_dict(), state, *kept)
         self._saved_at = step
         self.log.tell(Saved(step))
 
@@ -286,14 +285,14 @@ class Session:
         for warning in warnings:
             self.log.tell(Notice(warning))
         if place is None:
-            return self._begin_again()
+            self._begin_again()
+            return
         state = checkpoint.load_state(place)
         if state["corpus"] != self.corpus.hash:
             hint = "name the corpus that it began with, with --data"
             raise InputError(f"the run in {self.run.folder} was begun on another corpus", hint)
         self.run.require_asked(state.get("asked"))
-        weights = checkpoint.load_model(place, self.parts.device.torch)
-        self.parts.model.load_state_dict(weights)
+        self.parts.model.load_state_dict(checkpoint.load_model(place, self.parts.device.torch))
         self.parts.load_state_dict(state["parts"])
         self._evaluated_at, self.log.wall_before = state["evaluated_at"], state["wall"]
         self._saved_at = self.parts.meter.steps

@@ -368,7 +368,8 @@ def _one_line(told: tuple[int, str, str], message: str) -> None:
         (["--holdout", "nowhere.txt"], "there is no file nowhere.txt"),
         (["--set", "prep.pool=1M"], "the pool is to have 1,000,000 tokens, the text has 200,000"),
         (["--epochs", "1", "--tokens", "100k", "--ratio", "0.1"], "less than the budget of"),
-        (["--ratio", "1"], "tokens that may be read, less than the 200,000 wanted"),
+        (["--ratio", "0.99"], "tokens that may be read, less than the 198,000 wanted"),
+        (["--set", "text_share=0.5"], "text_share is for runs that read all there is"),
         (["--uncertainty", "mc-dropout"], "mc-dropout needs a model with dropout"),
     ],
 )
@@ -382,8 +383,15 @@ def test_bad_input_gets_one_line_and_loses_nothing(
 
 def test_a_folder_is_free_for_better_settings(eff: Eff, data: Path, place: Path) -> None:
     common = ["--data", data, *SETS, *QUIET, "--out", "r", "--steps", "2"]
-    _one_line(eff("aql", *common, "--ratio", "1", "--quiet"), "tokens that may be read")
+    _one_line(eff("aql", *common, "--ratio", "0.99", "--quiet"), "tokens that may be read")
     assert eff("aql", *common, "--ratio", "0.01")[0] == 0
+
+
+def test_a_ratio_of_one_is_all_that_may_be_read(eff: Eff, data: Path, place: Path) -> None:
+    """Which is less than the text: windows that are no whole ones, and too many copies."""
+    flags = ["--data", data, *SETS, *QUIET, "--steps", "3", "--out", "r", "--json"]
+    report = _document(eff("aql", *flags, "--ratio", "1"))
+    assert report["unique_tokens"] == report["tokens"]
 
 
 def test_trusted_text_that_the_run_is_judged_on_is_refused(
