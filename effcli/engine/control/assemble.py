@@ -29,7 +29,8 @@ from effcli.settings.distill import DistillSettings
 
 ASIDE = 64  # windows of held-out text that steer a run and do not judge it
 DAMAGED = 16  # of these, to find out what rounding a layer does
-LEAST_STEPS = 200  # of a run with a controller: a hundredth of them is what an arm trains
+LEAST_STEPS = 200  # of a run with a controller
+LEAST_TRAINED = 3  # steps of an arm, however short the run
 LOOKS = 40  # at the text, roughly, to find the bits of all layers
 
 
@@ -133,26 +134,27 @@ def steer(session: Session, asked: DistillSettings) -> Controller | None:
             assert windows is not None
             probe = Probe.of(parts, windows)
         parts.optimizer.guard = TrustRegion(control.trust, probe=probe)
-    if control.controller == "off" or _is_short(parts, asked):
+    if control.controller == "off":
+        return None
+    steps = _steps(parts, asked)
+    if steps < LEAST_STEPS:
+        message = f"{steps:.0f} steps are too few for a controller, which needs {LEAST_STEPS}"
+        if not asked.hybrid:
+            raise InputError(message, "a larger budget, or --controller off")
         return None
     assert windows is not None
     points = decision_points(asked.schedule)
-    controller = Controller(windows, points, Steering(span=control.widest), asked.seed)
+    terms = Steering(span=control.widest, share=max(Steering.share, LEAST_TRAINED / steps))
+    controller = Controller(windows, points, terms, asked.seed)
     session.parts = GuidedParts.of(parts, controller, asked.batch.sequences)
     return controller
 
 
-def _is_short(parts: Parts, asked: DistillSettings) -> bool:
-    """Whether a run is too short to compare ways to go on; an error where that was all to do."""
+def _steps(parts: Parts, asked: DistillSettings) -> float:
+    """How many steps the budget allows, where it is one of steps or tokens."""
     step = {"steps": 1, "tokens": asked.batch.sequences * parts.model.context}
     limits = parts.budget.limits
-    steps = min((limits[name] / step[name] for name in step if name in limits), default=math.inf)
-    if steps >= LEAST_STEPS:
-        return False
-    message = f"{steps:.0f} steps are too few for a controller, which needs {LEAST_STEPS}"
-    if not asked.hybrid:
-        raise InputError(message, "a larger budget, or --controller off")
-    return True
+    return min((limits[name] / step[name] for name in step if name in limits), default=math.inf)
 
 
 def told_of(session: Session, controller: Controller | None) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from effcli.settings.schedule import ConstantSettings, CosineSettings, WsdSettin
 
 DECISIONS = 4
 LOWER, HIGHER = 0.5, math.sqrt(2)
-EARLIEST = 0.02  # share of the budget; before, every rate is good
+EARLIEST = 0.04  # share of the budget; before, every rate is good
+TRIES = 2  # arms beside the one in force: each costs about as many steps as it trains
 FEW = 8  # windows whose gradients are looked at
 _SUREST = 3.0  # standard errors that an outcome counts at most
 
@@ -58,7 +59,7 @@ class Terms:
 
     span: float = 2.0
     """Multipliers are between this and its inverse; 1..10."""
-    share: float = 0.01
+    share: float = 0.005
     """Of the run's steps: what an arm trains; its cool-down has half as many."""
     alpha: float = 0.05
     """Probability that an arm is ever adopted that is no better."""
@@ -69,7 +70,7 @@ class Terms:
 def decision_points(
     schedule: ConstantSettings | CosineSettings | WsdSettings, count: int = DECISIONS
 ) -> list[float]:
-    """Shares of the budget, from the end of the warm-up on and before the cool-down.
+    """Shares of the training that is wanted, after the warm-up and before the cool-down.
 
     They are early, and each twice as far from the next as from the one before: what a wrong
     rate does in the beginning stays. A cosine is taken to cool down from its middle on.
@@ -87,7 +88,10 @@ class Controller:
     def __init__(
         self, windows: HeldOut, points: Sequence[float], terms: Terms | None = None, seed: int = 0
     ) -> None:
-        """`windows` are set aside; at the `points`, which ascend, something is decided."""
+        """`windows` are set aside; at the `points`, which ascend, something is decided.
+
+        What comparisons take of the budget is no training, so it puts the next ones off.
+        """
         self._windows, self._points, self._terms = windows, list(points), terms or Terms()
         self.arm, self.taken, self.adopted = Arm(), 0, 0
         self.advisor = Advisor(self._terms.span, seed)
@@ -98,12 +102,13 @@ class Controller:
         self._begun: Snapshot | None = None
         self._state: list[float] = []  # of training, when the comparison began
         self._count = 0  # of the steps of arms
+        self._spent = 0.0  # of the budget, on comparisons
 
     @property
     def next_point(self) -> float:
         """Where the next comparison begins; nowhere during one."""
         is_over = self._begun is not None or self.taken >= len(self._points)
-        return math.inf if is_over else self._points[self.taken]
+        return math.inf if is_over else self._points[self.taken] + self._spent
 
     def is_due(self, meter: Meter) -> bool:
         """Whether the arm in force has trained as long as the others are to."""
@@ -123,34 +128,43 @@ class Controller:
     def begin(self, parts: Parts) -> None:
         """Remember this step: the arm in force trains on, then the others do from here."""
         processes, probe = parts.device.processes, Probe.of(parts, self._windows, FEW)
+        before = parts.budget.progress(parts.meter)
         if (momenta := _momenta(parts)) and len(probe.batch) > 1:
             noise, along = processes.first(probe.halves(momenta))
             self._features.note(noise=noise, momentum=along)
+        self._book(parts, before)
         self._state = self._features.standard()
         if not self._count:  # before comparisons have cost a part of the budget
             whole = parts.meter.steps / max(parts.budget.progress(parts.meter), 1e-9)
             self._count = processes.first(max(1, round(self._terms.share * whole)))
         self._begun = Snapshot.of(parts)
 
-    def arms(self, *, has_radius: bool) -> list[Arm]:
-        """The one in force, half and √2 times its multiplier, and what the network proposes.
+    def _book(self, parts: Parts, before: float) -> None:
+        """Remember what a comparison has taken since the budget was spent so far."""
+        spent = parts.budget.progress(parts.meter) - before
+        self._spent += parts.device.processes.first(spent)
 
-        Where there is a radius, a smaller or a larger one is tried in turn.
+    def arms(self, *, has_radius: bool) -> list[Arm]:
+        """The one in force, what the network proposes, and half or √2 times the multiplier.
+
+        The other side than the proposal's comes first. Where there is a radius, every other time
+        a larger or a smaller one comes before both.
         """
         own, span = self.arm, self._terms.span
-        tries = [replace(own, multiplier=own.multiplier * by) for by in (LOWER, HIGHER)]
         advice = self.advisor.propose(self._state)
-        tries.append(advice if has_radius else replace(advice, radius=own.radius))
-        if has_radius:
-            by = RADII if self.taken % 2 else 1 / RADII
+        tries = [advice if has_radius else replace(advice, radius=own.radius)]
+        if has_radius and self.taken % 2:
+            by = RADII if self.taken % 4 == 1 else 1 / RADII
             tries.append(replace(own, radius=own.radius * by))
+        sides = (HIGHER, LOWER) if advice.multiplier < own.multiplier else (LOWER, HIGHER)
+        tries += [replace(own, multiplier=own.multiplier * by) for by in sides]
         arms = [own]
         for tried in tries:
             multiplier = min(span, max(1 / span, tried.multiplier))
             arm = Arm(multiplier, min(RADII, max(1 / RADII, tried.radius)))
             if not any(map(arm.is_near, arms)):
                 arms.append(arm)
-        return arms
+        return arms[: 1 + TRIES]
 
     def decide(self, parts: Parts, schedule: Schedule, stop: Stop = never) -> Decision:
         """Compare the arms, and go on with the best from where its cool-down began.
@@ -169,7 +183,9 @@ class Controller:
                 raise
             (best or here).restore(parts)
             parts.meter.load_state_dict(here.meter)
+        before = parts.budget.progress(parts.meter)
         parts.meter.charge("meta", trial.flops)
+        self._book(parts, before)
         found = [compare(losses[0], loss) for loss in losses[1:]]
         for arm, (_, z, _) in zip(arms[1:], found, strict=True):
             z = max(-_SUREST, min(_SUREST, z))
@@ -211,6 +227,7 @@ class Controller:
             "arm": list(astuple(self.arm)),
             "counts": [self.taken, self.adopted, self._steps, self._count],
             "multiplied": self._multiplied,
+            "spent": self._spent,
             "features": self._features.state_dict(),
             "outcomes": [list(one.row) for one in self._outcomes],
             "advisor": self.advisor.state_dict(),
@@ -223,6 +240,7 @@ class Controller:
         self.arm = Arm(*state["arm"])
         self.taken, self.adopted, self._steps, self._count = state["counts"]
         self._multiplied, self._state = state["multiplied"], list(state["state"])
+        self._spent = state["spent"]
         self._features.load_state_dict(state["features"])
         self._outcomes = [Outcome.of(row) for row in state["outcomes"]]
         self.advisor.load_state_dict(state["advisor"])
