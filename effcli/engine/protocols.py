@@ -170,8 +170,8 @@ class BatchSource(Protocol):
         """Hear how a part of the step's batch went."""
         ...
 
-    def hear(self, loss: float) -> Record | None:
-        """Hear a held-out loss; whoever chooses may tell what."""
+    def hear(self, loss: float) -> list[Record]:
+        """Hear a held-out loss; whoever has something to tell does so."""
         ...
 
     @property

@@ -174,10 +174,9 @@ class Session:
             self._fail(diverged)
         self._evaluated_at = meter.steps
         bits = self.held_out.bits_per_byte(loss)
-        spent = (meter.tokens, meter.spent_flops(), meter.spent_seconds())
-        joules = self.log.book_energy()
-        self.log.note(Evaluation(meter.steps, loss, bits, windows, *spent, joules))
-        if (told := parts.batches.hear(loss)) is not None:
+        spent = (meter.tokens, meter.spent_flops(), meter.spent_seconds(), self.log.book_energy())
+        self.log.note(Evaluation(meter.steps, loss, bits, windows, *spent))
+        for told in parts.batches.hear(loss):
             self.log.note(told)
         self.log.ledger("unfinished", self._unique_tokens())
 

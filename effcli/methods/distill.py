@@ -11,6 +11,8 @@ from effcli.engine.control.guided import GuidedParts, guided
 from effcli.engine.loop import Parts, train
 from effcli.engine.measure.meter import Budget
 from effcli.engine.objectives.signals import Terms
+from effcli.engine.quant.bitlinear import bit_layers
+from effcli.engine.quant.diagnosed import Diagnosed
 from effcli.engine.quant.finish import finished
 from effcli.engine.quant.student import Phase, complete, warm_start
 from effcli.engine.records import (
@@ -46,6 +48,8 @@ def run(settings: DistillSettings, watch: Watch = unwatched, stop: Stop = never)
         session.log.bill("select", spent.flops, spent.seconds)
         told = _taught(session, asked, watch, stop)
         parts, text = session.parts, _text(session)
+        if asked.share and bit_layers(parts.model):
+            parts.batches = Diagnosed(parts.batches, parts.model, asked.share, parts.meter)
         parts.schedule = Phase(parts.schedule, parts.model, parts.optimizer, asked.share, text)
         controller = steer(session, asked)
         has_parts = controller is not None or session.parts.optimizer.guard is not None

@@ -1,6 +1,6 @@
 """Results as tables."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -151,9 +151,20 @@ def _student_rows(made: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         rows.append(("its matrices", f"{linear}, {made['ratio_linear']:.1f} times smaller"))
     gap = f"{made['loss']:.4f}, {made['roundtrip_gap']:+.4f} by packing"
     rows.append(("its loss", f"{gap}; logits within {made['logit_gap']:.1g} of the trained ones"))
+    if made["codes"]:
+        rows.append(("its codes", _codes(made["codes"])))
     if made["teacher_loss"] is not None:
         rows.append(("teacher", f"held-out loss {made['teacher_loss']:.4f}"))
     return rows
+
+
+def _codes(looks: Sequence[Mapping[str, Any]]) -> str:
+    """What the codes did by the last look."""
+    last = looks[-1]
+    told = f"{last['zeros']:.1%} zeros, {last['dead_zone']:.1%} near a threshold"
+    if last["flips"] is None:
+        return told
+    return f"{told}, {last['flips']:.2%} changed since step {looks[-2]['step']:,}"
 
 
 def _hybrid_rows(parts: Mapping[str, Any] | None) -> list[tuple[str, str]]:

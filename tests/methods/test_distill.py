@@ -70,6 +70,12 @@ def test_a_student_is_a_file_that_was_measured(
     assert (made["bits"], made["is_trained_in_low_bits"]) == (1.58, True)
     assert made["logit_gap"] <= 1e-4
     assert made["linear_bits_per_weight"] < 3
+    looks = made["codes"]
+    assert [look["step"] for look in looks] == [0, 4, 8, 12]
+    assert looks[0]["flips"] is None
+    assert all(0 < look["flips"] < 1 for look in looks[1:])
+    assert all(0 < look[name] < 1 for look in looks for name in ("zeros", "dead_zone"))
+    assert "<!-- dead zone -->" in (place / "s" / "report.html").read_text("utf8")
     assert report["flops"]["teacher"] > 0
     assert report["seconds"]["teacher"] > 0
     checked = _document(eff("distill", "verify", str(path), "--data", str(corpus_folder), "--json"))
@@ -84,12 +90,14 @@ def test_a_student_is_a_file_that_was_measured(
     code, out, err = eff("report", "s")
     assert code == 0, err
     assert "student.eff" in out
+    assert "changed since step 8" in out
 
 
 def test_a_student_that_is_not_trained_in_low_bits_is_labeled_so(asked: Any, place: Path) -> None:
     report = distill.run(asked("model.bits=2", out=place / "s"))
     assert report.student is not None
     assert not report.student.is_trained_in_low_bits
+    assert not report.student.codes
     kept = read(place / "s" / "student.eff")
     assert {codes.codes.unique().numel() for codes in kept.layers.values()} <= {2, 3, 4}
 
@@ -124,13 +132,15 @@ def test_a_student_that_was_stopped_is_the_one_that_was_not(
     asked: Any, place: Path, how: str, cut: int
 ) -> None:
     names = ("model.bits=1.58", "qat=true", f"teaching.cache={how}")
-    distill.run(asked(*names, out=place / "whole"))
+    looks = {"eval_every": 7}  # so that the later signal comes inside a look
+    distill.run(asked(*names, out=place / "whole", **looks))
     with pytest.raises(Stopped):
-        distill.run(asked(*names, out=place / "cut"), *stopping_after(cut))
-    distill.run(asked(*names, out=place / "cut", resume=True))
+        distill.run(asked(*names, out=place / "cut", **looks), *stopping_after(cut))
+    distill.run(asked(*names, out=place / "cut", resume=True, **looks))
     whole, other = (final_state(place / name) for name in ("whole", "cut"))
     for state in (whole, other):  # seconds, and the names of the folders
-        state["records"] = [row for row in state["records"] if row["kind"] == "step"]
+        state["records"] = [row for row in state["records"] if row["kind"] in ("step", "codes")]
+    assert [row["step"] for row in whole["records"] if row["kind"] == "codes"] == [0, 7, 12]
     assert not differences(whole, other)
     files = [(place / name / "student.eff").read_bytes() for name in ("whole", "cut")]
     assert files[0] == files[1]

@@ -145,9 +145,9 @@ def test_two_processes_read_and_tell_what_one_does(tmp_path: Path) -> None:
             source.feedback(mine, _loss(mine))
             parts.append(mine.ids)
         assert torch.equal(torch.cat(parts), whole.ids)
-    told = alone.hear(0.0)
+    (told,) = alone.hear(0.0)
     sources[0].hear(0.0)
-    both = sources[1].hear(0.0)  # the one that comes last sees the sum on paper
+    (both,) = sources[1].hear(0.0)  # the one that comes last sees the sum on paper
     assert isinstance(told, StrataFound)
     assert isinstance(both, StrataFound)
     assert both.sequences == told.sequences
@@ -157,7 +157,7 @@ def test_two_processes_read_and_tell_what_one_does(tmp_path: Path) -> None:
 def test_the_losses_of_clusters_are_means_since_the_last_look(tmp_path: Path) -> None:
     source = _source(tmp_path, [20, 14, 6], 8)
     clusters = np.repeat(np.arange(3), [20, 14, 6])
-    assert source.hear(0.0) == StrataFound([0, 0, 0], [None, None, None])
+    assert source.hear(0.0) == [StrataFound([0, 0, 0], [None, None, None])]
     for _ in range(2):
         seen = []
         for _ in range(3):
@@ -165,7 +165,7 @@ def test_the_losses_of_clusters_are_means_since_the_last_look(tmp_path: Path) ->
             for micro in (batch.part(0, 5), batch.part(5, 8)):
                 source.feedback(micro, _loss(micro))
             seen.extend(batch.ids.tolist())
-        told = source.hear(0.0)
+        (told,) = source.hear(0.0)
         assert isinstance(told, StrataFound)
         held = clusters[seen]
         assert told.sequences == np.bincount(held).tolist()

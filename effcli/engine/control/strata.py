@@ -127,7 +127,7 @@ class Stratified:
             1, clusters, torch.stack((losses, losses.new_ones(len(losses))))
         )
 
-    def hear(self, loss: float) -> Record | None:
+    def hear(self, loss: float) -> list[Record]:
         """Tell how each cluster went since the last time."""
         del loss  # of held-out text, which has no clusters
         heard, self._heard = self._heard, torch.zeros_like(self._heard)
@@ -137,7 +137,7 @@ class Stratified:
         losses = [
             total / count if count else None for total, count in zip(sums, counts, strict=True)
         ]
-        return StrataFound([int(count) for count in counts], losses)
+        return [StrataFound([int(count) for count in counts], losses)]
 
     @property
     def unique_tokens(self) -> int:

@@ -48,9 +48,9 @@ class Shuffled:
     def feedback(self, batch: Batch, loss: Loss) -> None:
         """A plain order does not listen."""
 
-    def hear(self, loss: float) -> Record | None:
+    def hear(self, loss: float) -> list[Record]:
         """Nor does it care how well it goes."""
-        return None
+        return []
 
     @property
     def unique_tokens(self) -> int:

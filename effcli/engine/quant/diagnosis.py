@@ -58,14 +58,15 @@ class Diagnosis:
         if not self._layers:
             raise InputError("the model has no layers of few bits")
         self._codes: dict[str, Tensor] = {}
-        self._step = 0
+        self.step: int | None = None
+        """Of the last look; none before the first."""
 
     @torch.no_grad()
     def look(self, step: int) -> dict[str, State]:
         """How each layer stands after a number of steps."""
-        steps = step - self._step
+        steps = step - (self.step or 0)
         states = {name: self._state(name, layer, steps) for name, layer in self._layers.items()}
-        self._step = step
+        self.step = step
         return states
 
     def _state(self, name: str, layer: BitLinear, steps: int) -> State:
@@ -88,29 +89,30 @@ class Diagnosis:
 
     def state_dict(self) -> dict[str, Any]:
         """The codes of the last look, int8, and when it was."""
-        return {"step": self._step, "codes": dict(self._codes)}
+        return {"step": self.step, "codes": dict(self._codes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        self._step = state["step"]
+        self.step = state["step"]
         self._codes = {
             name: codes.to(self._layers[name].weight.device)
             for name, codes in state["codes"].items()
         }
 
 
-def warnings(states: dict[str, State], progress: float, *, is_flat: bool) -> list[str]:
-    """What is wrong with a model's layers, a line each; `is_flat` says that the loss stands still.
+def warnings(states: dict[str, State], progress: float, *, is_flat: bool) -> dict[str, str]:
+    """What is wrong with a model's layers: a line each, by the name of a layer or of the fault.
 
-    The limits are rules of thumb.
+    `is_flat` says that the loss stands still. The limits are rules of thumb.
     """
     shares = {name: state.zeros for name, state in states.items() if state.zeros > MANY_ZEROS}
-    lines = [f"{share:.0%} of {name} are zeros" for name, share in shares.items()]
+    lines = {name: f"{share:.0%} of {name} are zeros" for name, share in shares.items()}
     whole = State.of(states.values())
     if whole.flips is not None and is_flat and whole.flips < FROZEN * whole.steps:
-        lines.append("the codes are frozen, and the loss stands still: raise the learning rate")
+        lines["frozen"] = "the codes are frozen, and the loss stands still: raise the learning rate"
     if whole.flips is not None and progress >= LATE and whole.flips > RESTLESS:
-        lines.append("the codes do not come to rest: lower the learning rate, decay no weights")
+        told = "the codes do not come to rest: lower the learning rate, decay no weights"
+        lines["restless"] = told
     return lines
 
 

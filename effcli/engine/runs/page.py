@@ -55,6 +55,7 @@ def write_page(folder: Path, report: Report) -> Path:
             samples=[row for row in rows if row["kind"] == "sample"],
             plots=[Markup(svg) for svg in _plots(report, rows)],
             choices=[Markup(svg) for svg in _choices(rows)],
+            codes=[Markup(svg) for svg in _codes(report)],
         )
     except (*DAMAGED, jinja2.TemplateError) as error:
         raise InputError(f"the run in {folder} is damaged: {error}") from error
@@ -121,6 +122,19 @@ def _choices(rows: list[dict[str, Any]]) -> list[str]:
     label = "uncertainty of the last candidates, deviations"
     drawn.append(plots.curves(label, "share of the passages", lines, {}))
     return drawn
+
+
+def _codes(report: Report) -> list[str]:
+    """What the codes of a student did while it was trained in them; nothing for any other run."""
+    looks = [] if report.student is None else report.student.codes
+    if not looks:
+        return []
+    lines = {
+        "zeros": [(look.step, look.zeros) for look in looks],
+        "dead zone": [(look.step, look.dead_zone) for look in looks],
+        "flips since the last look": [(o.step, o.flips) for o in looks if o.flips is not None],
+    }
+    return [plots.curves("step", "share of the weights", lines, {})]
 
 
 def _visible(floors: Mapping[str, float], steps: list[dict[str, Any]]) -> dict[str, float]:

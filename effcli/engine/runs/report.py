@@ -11,6 +11,7 @@ from effcli.engine.runs.rundir import CONFIG, REPORT, RunDir
 from effcli.errors import InputError
 from effcli.settings.layers import read_toml
 
+Row = dict[str, Any]
 SCHEMA = 1
 Status = Literal["complete", "stopped", "diverged", "unfinished"]
 
@@ -84,6 +85,20 @@ class Selection(_Piece):
     """Candidates whose uncertainty an earlier run had kept; none where nothing is reused."""
 
 
+class Codes(_Piece):
+    """What the codes of all layers together did, by a look in the low-bit phase."""
+
+    step: int
+    zeros: float
+    """Share of the weights that is read back as zero."""
+    dead_zone: float
+    """Share so near to a threshold that noise decides the code."""
+    flips: float | None
+    """Share whose code differs from that of the last look; none at the first."""
+    empty_rows: int
+    """Outputs that do not depend on the input."""
+
+
 class Student(_Piece):
     """What a distillation has made, measured from its file."""
 
@@ -116,6 +131,8 @@ class Student(_Piece):
     teacher_loss: float | None = None
     """On all held-out text."""
     teachers: list[str] = []
+    codes: list[Codes] = []
+    """Every look, for a student that was trained in low bits."""
 
 
 class Hybrid(_Piece):
@@ -191,17 +208,20 @@ def report_of(folder: Path) -> Report:
     if not (folder / CONFIG).exists():
         raise InputError(f"there is no run in {folder}")
     settings, env = read_toml(folder / CONFIG), run.env()
-    last: dict[str, dict[str, Any]] = {}
+    last: dict[str, Row] = {}
+    codes: list[Row] = []
     for row in run.records():
         last[row["kind"]] = row
+        if row["kind"] == "codes":
+            codes.append(row)
     try:
-        return _report(folder, settings, env, last)
+        return _report(folder, settings, env, last, codes)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the run in {folder} is damaged: {error}") from None
 
 
 def _report(
-    folder: Path, settings: dict[str, Any], env: dict[str, Any], last: dict[str, dict[str, Any]]
+    folder: Path, settings: Row, env: Row, last: dict[str, Row], codes: list[Row]
 ) -> Report:
     ledger = last.get("ledger")
     if ledger is None:
@@ -240,9 +260,14 @@ def _report(
         tuning=None if "tuning" not in env else Tuning(**env["tuning"]),
         tail=last["tail"]["losses"] if "tail" in last else None,
         selection=_selection(env["selection"], last, ledger) if "selection" in env else None,
-        student=Student(**last["student"]["facts"]) if "student" in last else None,
+        student=_student(last["student"]["facts"], codes) if "student" in last else None,
         hybrid=Hybrid(**last["hybrid"]["facts"]) if "hybrid" in last else None,
     )
+
+
+def _student(facts: Row, looks: list[Row]) -> Student:
+    codes = [Codes(**{name: row[name] for name in Codes.model_fields}) for row in looks]
+    return Student(**facts, codes=codes)
 
 
 def _selection(

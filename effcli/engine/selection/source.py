@@ -195,14 +195,14 @@ class Selected:
             if self.aids.visits is not None:
                 self.aids.visits.hear(batch.ids, told, self._meter.steps)
 
-    def hear(self, loss: float) -> Record | None:
+    def hear(self, loss: float) -> list[Record]:
         """Hear a held-out loss; tell what is read."""
         facts = {"epoch": self._epoch, "chosen_tokens": self._unique, **self._chooser.hear(loss)}
         facts |= {
             "quarantined": self._chooser.quarantined,
             "precision": self._good / self._labeled if self._labeled else None,
         }
-        return SelectionFound(self._meter.steps, facts | self.aids.facts())
+        return [SelectionFound(self._meter.steps, facts | self.aids.facts())]
 
     @property
     def unique_tokens(self) -> int:

@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from effcli.engine.data.around import Around
 from effcli.engine.loop import Parts
 from effcli.engine.objectives.distillation import Bridge, Distillation
 from effcli.engine.objectives.signals import TaughtBatch, Terms
 from effcli.engine.optim.optimizer import Optimizer
-from effcli.engine.protocols import Batch, BatchSource, Loss
+from effcli.engine.protocols import Batch, BatchSource
 from effcli.engine.records import Record
 from effcli.engine.teaching.cache import TeacherCache
 from effcli.engine.teaching.teachers import Teachers
@@ -48,7 +49,7 @@ def teach(
     return distillation
 
 
-class Taught:
+class Taught(Around):
     """A source whose batches bring what was said about their windows.
 
     It also tells the objective how far the run is and what held-out losses are, and keeps its
@@ -58,12 +59,13 @@ class Taught:
     def __init__(
         self, batches: BatchSource, distillation: Distillation, cache: TeacherCache | None
     ) -> None:
-        self._batches, self._distillation, self._cache = batches, distillation, cache
+        super().__init__(batches)
+        self._distillation, self._cache = distillation, cache
         self._is_on_grid = False
 
     def draw(self, progress: float) -> Batch:
         """The next batch."""
-        batch = self._batches.draw(progress)
+        batch = super().draw(progress)
         self._distillation.progress = progress
         if self._cache is None or not self._distillation.listens:
             return batch
@@ -82,28 +84,16 @@ class Taught:
         message = f"the windows that are read are not the cache's, of {request.context} tokens each"
         raise InputError(message, "the teacher was asked about others: make a cache for these")
 
-    def feedback(self, batch: Batch, loss: Loss) -> None:
-        """Pass on how it went."""
-        self._batches.feedback(batch, loss)
-
-    def hear(self, loss: float) -> Record | None:
-        """What is new about the teacher, if anything, comes before what is new about the text."""
-        told = self._batches.hear(loss)
-        return self._distillation.hear(loss) or told
-
-    @property
-    def unique_tokens(self) -> int:
-        """As without a teacher."""
-        return self._batches.unique_tokens
+    def hear(self, loss: float) -> list[Record]:
+        """What is new about the teacher, if anything, comes after what is new about the text."""
+        told, notice = super().hear(loss), self._distillation.hear(loss)
+        return told if notice is None else [*told, notice]
 
     def state_dict(self) -> dict[str, Any]:
         """Of the source and of the objective."""
-        return {
-            "batches": self._batches.state_dict(),
-            "distillation": self._distillation.state_dict(),
-        }
+        return {**super().state_dict(), "distillation": self._distillation.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        self._batches.load_state_dict(state["batches"])
+        super().load_state_dict(state)
         self._distillation.load_state_dict(state["distillation"])
