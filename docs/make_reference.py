@@ -23,7 +23,7 @@ from effcli.settings.bench import BenchSettings
 from effcli.settings.corpora import CORPORA, MIXES
 from effcli.settings.distill import CacheSettings, CheckSettings, DistillSettings, PackSettings
 from effcli.settings.export import ExportSettings
-from effcli.settings.flags import marked
+from effcli.settings.flags import marked, spelled
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
 from effcli.settings.reading import DoctorSettings, ReportSettings, VerifySettings
@@ -79,11 +79,13 @@ def _rows(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, str, str
 
 
 def _table(cls: type[Settings], prefix: str = "") -> list[str]:
-    flags = {dotted for dotted, _, flag in marked(cls) if not flag.positional}
+    flags = {
+        dotted: spelled(dotted, flag) for dotted, _, flag in marked(cls) if not flag.positional
+    }
     lines = ["| setting | default | |", "|---|---|---|"]
     for name, default, text in _rows(cls, prefix):
         short = name.removeprefix(prefix)
-        flag = f"<br>`--{short.rpartition('.')[2].replace('_', '-')}`" if short in flags else ""
+        flag = f"<br>`{flags[short]}`" if short in flags else ""
         lines.append(f"| `{name}`{flag} | {default} | {text} |")
     return [*lines, ""]
 

@@ -45,6 +45,8 @@ class Flag:
     positional: bool = False
     default: str | None = None
     """What the help says of the default, where the class does not decide it."""
+    name: str | None = None
+    """The flag's, without dashes before it, where the field's own would say too little."""
 
 
 def parse_number(value: Any) -> Any:

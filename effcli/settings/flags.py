@@ -28,16 +28,21 @@ def parameters(cls: type[Settings]) -> list[inspect.Parameter]:
 
 def collect(cls: type[Settings], given: dict[str, Any]) -> dict[str, Any]:
     """The values that were given on the command line, by dotted name."""
-    values = {name: given.get(_identifier(name)) for name, _, _ in marked(cls)}
+    values = {name: given.get(_identifier(name, flag)) for name, _, flag in marked(cls)}
     return {name: value for name, value in values.items() if value not in (None, [])}
 
 
-def _identifier(name: str) -> str:
-    return name.rpartition(".")[2]
+def spelled(name: str, flag: Flag) -> str:
+    """How the flag of a field is written, dashes and all."""
+    return f"--{_identifier(name, flag).replace('_', '-')}"
+
+
+def _identifier(name: str, flag: Flag) -> str:
+    return flag.name.replace("-", "_") if flag.name else name.rpartition(".")[2]
 
 
 def _parameter(name: str, field: FieldInfo, flag: Flag) -> inspect.Parameter:
-    identifier = _identifier(name)
+    identifier = _identifier(name, flag)
     help_text = " ".join((field.description or "").split())
     kind: Any = Optional[str]
     if field.annotation is bool:
@@ -53,7 +58,7 @@ def _parameter(name: str, field: FieldInfo, flag: Flag) -> inspect.Parameter:
         )
     else:
         info = typer.Option(
-            *_names(identifier, flag, field),
+            *_names(spelled(name, flag), flag, field),
             help=f"{help_text}{_default(flag, field)}",
             metavar=_metavar(flag, field),
             show_default=False,
@@ -68,8 +73,7 @@ def _parameter(name: str, field: FieldInfo, flag: Flag) -> inspect.Parameter:
     )
 
 
-def _names(identifier: str, flag: Flag, field: FieldInfo) -> list[str]:
-    dashed = f"--{identifier.replace('_', '-')}"
+def _names(dashed: str, flag: Flag, field: FieldInfo) -> list[str]:
     if field.annotation is bool and flag.has_negation:
         dashed += f"/--no-{dashed[2:]}"
     return [dashed, flag.short] if flag.short else [dashed]

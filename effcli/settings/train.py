@@ -20,7 +20,10 @@ BUDGETS = ("steps", "tokens", "flops", "minutes")
 class BatchSettings(Settings):
     """How much text one optimizer step sees."""
 
-    sequences: Count = 32
+    sequences: Annotated[
+        Count,
+        Flag(panel="What to train", metavar="N", name="batch-size", default="the preset's"),
+    ] = 32
     """Sequences per optimizer step."""
     micro: Count | None = None
     """Sequences per forward pass, the rest is accumulated; by default about 8,192 tokens."""

@@ -49,7 +49,7 @@ def test_every_command_has_about_a_dozen_flags_of_its_own() -> None:
     from effcli.settings.prepare import PrepareSettings
 
     for cls in (BaselineSettings, PrepareSettings, GenerateSettings):
-        assert len(list(marked(cls))) <= 16
+        assert len(list(marked(cls))) <= 17
 
 
 def test_without_arguments_there_is_help(eff: Eff) -> None:
@@ -208,6 +208,22 @@ def test_a_dry_run_touches_nothing(eff: Eff, corpus_folder: Path, place: Path) -
     assert plan["settings"]["model.layers"] == {"value": 2, "from": "--set"}
     assert list(place.iterdir()) == []
     assert sorted(corpus_folder.parent.rglob("*")) == before
+
+
+def test_every_training_command_takes_the_size_of_a_batch(eff: Eff, corpus_folder: Path) -> None:
+    from effcli.settings.aql import AqlSettings, PolicySettings
+    from effcli.settings.baseline import BaselineSettings
+    from effcli.settings.distill import DistillSettings
+    from effcli.settings.flags import collect
+
+    for cls in (BaselineSettings, AqlSettings, PolicySettings, DistillSettings):
+        assert collect(cls, {"batch_size": "9", "sequences": "5"}) == {"batch.sequences": "9"}
+    flags = ["--data", corpus_folder, "--steps", "3", "--batch-size"]
+    plan = json.loads(eff("baseline", *flags, "9", "--dry-run", "--json")[1])
+    assert plan["settings"]["batch.sequences"] == {"value": 9, "from": "the command line"}
+    code, _, err = eff("baseline", *flags, "0", "--dry-run")
+    assert code == 2
+    assert "batch.sequences: should be greater than or equal to 1" in err
 
 
 def test_a_dry_run_foretells_the_run(eff: Eff, corpus_folder: Path) -> None:
