@@ -12,7 +12,7 @@ from torch import nn
 
 from effcli.engine.assemble import assemble
 from effcli.engine.control.probes import Probe, aside
-from effcli.engine.control.trust import LEAST, MOST, START, TrustRegion
+from effcli.engine.control.trust import LEAST, MOST, TrustRegion
 from effcli.engine.data.corpus import Corpus
 from effcli.engine.device import Device
 from effcli.engine.loop import Parts, train
@@ -186,13 +186,16 @@ class _Slope:
         return -self._gains.pop(0)
 
 
+HERE = 0.02
+
+
 def _radii(gains: list[float], gradient: float, **options: Any) -> list[float]:
     """Of a tensor of ones that gradient descent moves by 0.1 times its gradient, 4 numbers."""
     parameter = nn.Parameter(torch.ones(4))
     sgd = torch.optim.SGD([parameter], lr=0.1)
     group = Group("adamw", 0.1, 0.0, [("p", parameter)])
     probe: Any = _Slope(list(gains))
-    guard = TrustRegion("adaptive", probe=probe, every=1, **options)
+    guard = TrustRegion("adaptive", radius=HERE, probe=probe, every=1, **options)
     radii = []
     for _ in gains:
         parameter.grad = torch.full((4,), gradient)
@@ -203,13 +206,13 @@ def _radii(gains: list[float], gradient: float, **options: Any) -> list[float]:
 
 def test_the_radius_halves_where_steps_disappoint_and_doubles_where_they_are_cut() -> None:
     # The step is cut to the radius, 0.02, so four slopes of 1 promise 0.08.
-    assert _radii([0.2 * 0.08, 0.2 * 0.04], 1.0) == [START / 2, START / 4]
-    assert _radii([0.2 * 0.08, 0.3 * 0.04], 1.0) == [START / 2] * 2  # a new region, a new look
-    assert _radii([0.9 * 0.08], 1.0) == [2 * START]
-    assert _radii([0.5 * 0.08], 1.0) == [START]
-    assert _radii([1.0], 1e-6) == [START]  # good, but nothing was cut
-    assert _radii([0.5], -1.0) == [START / 2]  # the step went up the slope
-    assert _radii([math.nan], 1.0) == [START / 2]
+    assert _radii([0.2 * 0.08, 0.2 * 0.04], 1.0) == [HERE / 2, HERE / 4]
+    assert _radii([0.2 * 0.08, 0.3 * 0.04], 1.0) == [HERE / 2] * 2  # a new region, a new look
+    assert _radii([0.9 * 0.08], 1.0) == [2 * HERE]
+    assert _radii([0.5 * 0.08], 1.0) == [HERE]
+    assert _radii([1.0], 1e-6) == [HERE]  # good, but nothing was cut
+    assert _radii([0.5], -1.0) == [HERE / 2]  # the step went up the slope
+    assert _radii([math.nan], 1.0) == [HERE / 2]
     assert _radii([-1.0] * 12, 1.0)[-1] == LEAST
     assert _radii([9.0] * 8, 1.0)[-1] == MOST
 
@@ -220,11 +223,11 @@ def test_a_small_promise_that_is_missed_does_not_outweigh_a_large_one_that_was_k
     sgd = torch.optim.SGD([parameter], lr=0.1)
     group = Group("adamw", 0.1, 0.0, [("p", parameter)])
     probe: Any = _Slope([0.05, -0.004])
-    guard = TrustRegion("adaptive", probe=probe, every=1)
+    guard = TrustRegion("adaptive", radius=HERE, probe=probe, every=1)
     for gradient in (1.0, 1e-4):  # promises of 0.08 and of 0.00004
         parameter.grad = torch.full((4,), gradient)
         guard.step([Move(group, parameter, sgd)])
-    assert guard.radius == START
+    assert guard.radius == HERE
 
 
 def test_the_promise_is_the_gradients_and_costs_are_billed_apart() -> None:
@@ -299,7 +302,7 @@ def _parts(settings: BaselineSettings, corpus: Corpus, kind: Any) -> Parts:
     parts = assemble(settings, model, corpus.train, device)
     windows = aside(corpus.val, corpus.tokenizer.token_bytes, 32, 20, 8)
     probe = Probe.of(parts, windows) if kind == "adaptive" else None
-    parts.optimizer.guard = TrustRegion(kind, probe=probe, every=3)
+    parts.optimizer.guard = TrustRegion(kind, radius=HERE, probe=probe, every=3)
     return parts
 
 
@@ -326,7 +329,7 @@ def test_a_run_goes_on_from_any_step_bit_for_bit(
     assert whole.optimizer.guard is not None
     assert second.optimizer.guard is not None
     assert whole.optimizer.guard.state_dict() == second.optimizer.guard.state_dict()
-    assert kind != "adaptive" or whole.optimizer.guard.state_dict()["radius"] != START
+    assert kind != "adaptive" or whole.optimizer.guard.state_dict()["radius"] != HERE
 
 
 def test_windows_set_aside_are_not_judged(corpus: Corpus) -> None:

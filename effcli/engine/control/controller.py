@@ -63,8 +63,8 @@ class Terms:
     """Of the run's steps: what an arm trains; its cool-down has half as many."""
     alpha: float = 0.05
     """Probability that an arm is ever adopted that is no better."""
-    gain: float = 0.001
-    """Nats per token that an arm must be better by."""
+    gain: float = 0.02
+    """Nats per token that an arm must be better by: short comparisons flatter small rates."""
 
 
 def decision_points(
