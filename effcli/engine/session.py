@@ -117,7 +117,7 @@ class Session:
             self._restore()
             self._prepare(facts)
             self._spend()
-            self._look()
+            self.look()
             self._save()
             self._close()
         except (Stopped, ProcessLost) as error:
@@ -157,9 +157,9 @@ class Session:
 
     def _look_if_due(self) -> None:
         if self.parts.meter.is_due(self.settings.eval_every):
-            self._look()
+            self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Evaluate, at most once after each step."""
         parts, meter = self.parts, self.parts.meter
         if self._evaluated_at == meter.steps:

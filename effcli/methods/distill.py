@@ -1,5 +1,6 @@
 """Make a student of a teacher: smaller, of fewer bits, or both."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,12 +28,13 @@ from effcli.engine.records import (
 )
 from effcli.engine.runs.metrics import write_metrics
 from effcli.engine.runs.report import Report
+from effcli.engine.runs.rundir import ENV, status
 from effcli.engine.runs.trained import best_run, open_trained
 from effcli.engine.session import Session
 from effcli.engine.teaching.cache import Form, Request, TeacherCache
 from effcli.engine.teaching.making import prepared, reached
 from effcli.engine.teaching.taught import teach
-from effcli.engine.teaching.teachers import Teachers, require_worth
+from effcli.engine.teaching.teachers import Teachers, read_elsewhere, require_worth
 from effcli.errors import InputError
 from effcli.settings.distill import ControlSettings, DistillSettings
 
@@ -43,10 +45,13 @@ def run(settings: DistillSettings, watch: Watch = unwatched, stop: Stop = never)
     """One run, with its student in a file of its own, whose size and loss are in the report."""
     settings, spent = with_bits(settings, watch, stop)
     with Session("distill", settings, watch, stop) as session:
+        if status(session.run.folder) == "complete":  # its teacher may be gone
+            return session.train()
         asked = session.settings
         assert isinstance(asked, DistillSettings)
         session.log.bill("select", spent.flops, spent.seconds)
         told = _taught(session, asked, watch, stop)
+        hashes = told.pop("teacher_hashes", ())
         parts, text = session.parts, _text(session)
         if asked.share and bit_layers(parts.model):
             parts.batches = Diagnosed(parts.batches, parts.model, asked.share, parts.meter)
@@ -64,13 +69,14 @@ def run(settings: DistillSettings, watch: Watch = unwatched, stop: Stop = never)
                     return
             if complete(parts.model, text):
                 session.changed()
+            session.look()  # no file is made of a model that has diverged
             if has_parts or asked.control != ControlSettings():
                 yield HybridFound(told_of(session, controller))
             how = {"bits": asked.model.bits, "is_trained_in_low_bits": asked.share > 0}
             yield finished(session, {**how, **told})
 
         session.drive = drive
-        report = session.train(distill=told)
+        report = session.train(distill={**told, "teacher_hashes": hashes})
         if asked.save_metrics and parts.device.processes.is_first:
             write_metrics(session.run.folder)
         return report
@@ -85,12 +91,19 @@ def _taught(session: Session, asked: DistillSettings, watch: Watch, stop: Stop) 
         return {}
     tokenizer = session.corpus.tokenizer
     teachers = Teachers.open(asked.teacher, tokenizer, device, lambda text: watch(Notice(text)))
+    teachers.require_context(parts.model.context)
+    _require_same(session, teachers)
+    for folder in asked.teacher:
+        if elsewhere := read_elsewhere(folder, session.corpus):
+            watch(Notice(elsewhere))
     if asked.student == "same":
         warm_start(parts.model, open_trained(asked.teacher[0], device)[0].state_dict())
     with parts.meter.timing("eval"):
         loss = teachers.held_out_loss(session.held_out, device, parts.micro, stop)
     require_worth(loss, floors_of(session.corpus, session.held_out)["unigram"])
-    told: dict[str, Any] = {"teacher_loss": loss, "teachers": [str(one) for one in asked.teacher]}
+    names = [one.resolve().name for one in asked.teacher]
+    told: dict[str, Any] = {"teacher_loss": loss, "teachers": names}
+    told["teacher_hashes"] = teachers.hashes
     form = Form.parse(teaching.cache, tokenizer.vocab_size)
     if teaching.kd == "none" or form.mode == "online":
         stratify(session, asked)
@@ -128,9 +141,10 @@ def _cached(
     """
     parts, processes = session.parts, session.parts.device.processes
     sequences = asked.batch.sequences
-    step = {"steps": 1, "tokens": sequences * parts.model.context}
+    step: dict[str, float] = {"steps": 1, "tokens": sequences * parts.model.context}
     limits = Budget(asked).limits
-    known = [-int(-limit // step[name]) for name, limit in limits.items() if name in step]
+    step["flops"] = parts.step_flops(sequences)
+    known = [math.ceil(limit / step[name]) for name, limit in limits.items() if name in step]
     steps = min(known, default=request.windows)
     if is_part := steps * sequences < request.windows:
         stratify(session, asked)
@@ -145,9 +159,22 @@ def _cached(
             processes.wait()
     cost = cache.cost(windows)
     session.log.bill("teacher", cost.flops, cost.seconds)
+    if Budget(asked).progress(parts.meter) >= 1:
+        message = f"the budget is spent before the first step: the teacher took {cost}"
+        raise InputError(message, "a larger budget, or --cache online")
     if not is_part:
         stratify(session, asked, cache)
     return cache
+
+
+def _require_same(session: Session, teachers: Teachers) -> None:
+    """Refuse to go on with others than a run began with, wherever they are now."""
+    folder = session.run.folder
+    begun = session.run.env().get("distill") if (folder / ENV).exists() else None
+    known = begun.get("teacher_hashes") if isinstance(begun, dict) else None
+    if known not in (None, list(teachers.hashes)):
+        hint = "name the unchanged one with --teacher, or start a new run in another --out"
+        raise InputError(f"the teacher is not the one that the run in {folder} began with", hint)
 
 
 def _require_teacher(session: Session, asked: DistillSettings) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from effcli.engine.advice import resuming
 from effcli.engine.data.corpus import Corpus, locate
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
@@ -14,10 +15,11 @@ from effcli.engine.quant import packed
 from effcli.engine.quant.bitlinear import bit_layers, linear_layers, quantize
 from effcli.engine.quant.finish import FILE, described
 from effcli.engine.quant.verify import verify
-from effcli.engine.runs.rundir import CONFIG
+from effcli.engine.runs.rundir import CONFIG, status
 from effcli.engine.runs.trained import open_trained
 from effcli.errors import CheckError, InputError
 from effcli.settings.distill import CheckSettings, PackSettings
+from effcli.settings.layers import read_toml
 from effcli.settings.train import DeviceSettings
 
 CPU = DeviceSettings(name="cpu", compile="off")
@@ -37,10 +39,11 @@ class Chosen:
 def chosen(settings: PackSettings, name: str) -> Chosen:
     """The model of a run; other bits than it was trained with are rounded now."""
     path = settings.out or settings.run / name
-    if settings.out is not None and path.exists():
+    if path.exists() and (settings.out is not None or name == FILE):
         raise InputError(f"{path} exists", "name another file with --out")
     model, tokenizer = open_trained(settings.run, Device(CPU))
-    is_trained = bool(bit_layers(model)) and settings.bits is None
+    _require_begun(settings.run, model)
+    is_trained = bool(bit_layers(model)) and settings.bits is None and _trained_low(settings.run)
     if settings.bits is not None:
         is_normed = any(layer.gain is not None for layer in bit_layers(model).values())
         if is_normed and settings.bits == 16:
@@ -49,13 +52,27 @@ def chosen(settings: PackSettings, name: str) -> Chosen:
     return Chosen(path, model, tokenizer, is_trained)
 
 
+def _trained_low(run: Path) -> bool:
+    """Whether a run was to be trained in its bits, and has come to its end."""
+    return bool(read_toml(run / CONFIG).get("qat")) and status(run) == "complete"
+
+
+def _require_begun(run: Path, model: LanguageModel) -> None:
+    """Refuse a student that has not come to its few bits: without gains it is another function."""
+    gains = [layer.gain for layer in bit_layers(model).values() if layer.gain is not None]
+    if gains and all(bool((gain == 1).all()) for gain in gains):
+        message = f"the run in {run} was saved before its few bits began"
+        raise InputError(message, f"continue it with: {resuming('distill', run)}")
+
+
 def pack(settings: PackSettings) -> dict[str, Any]:
     """Write the packed file of a run."""
     one = chosen(settings, FILE)
     facts = {"run": str(settings.run), "is_trained_in_low_bits": one.is_trained}
     sizes = packed.write(one.path, one.model, one.tokenizer, facts)
-    kept = {"is_trained_in_low_bits": one.is_trained, "matrices": len(linear_layers(one.model))}
     where = {"command": "distill pack", "file": str(one.path)}
+    kept = {"is_trained_in_low_bits": one.is_trained, "matrices": len(linear_layers(one.model))}
+    where["status"] = status(settings.run)
     return {"schema": 1, **where, **kept, **described(sizes)}
 
 

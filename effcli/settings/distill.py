@@ -98,6 +98,9 @@ class DistillSettings(TrainSettings):
     PRESET_BUDGET: ClassVar[bool] = False
     #: Warm starts and phases depend on the whole budget.
     SHARES_TRUNK: ClassVar[bool] = False
+    RUNS: ClassVar[tuple[str, ...]] = ("teacher",)
+    #: Teachers are compared by their content, as the corpus is: they may be somewhere else now.
+    FREE: ClassVar[tuple[str, ...]] = (*TrainSettings.FREE, "teacher")
 
     teacher: Annotated[
         tuple[Path, ...], BeforeValidator(split_names), Flag(panel=_TEACHING, metavar="RUN")
@@ -171,6 +174,9 @@ class DistillSettings(TrainSettings):
             return "", {}
         first = Path(split_names(teachers)[0])
         if not (first / CONFIG).exists():
+            shape = given.get("model", {})
+            if isinstance(shape, Mapping) and set(GPTSettings.model_fields) <= shape.keys():
+                return "", {}  # a run's own settings, which were made with those of its teacher
             hint = "name the folder of a trained run, as eff baseline makes it"
             raise InputError(f"there is no run in {first}", hint)
         known = read_toml(first / CONFIG)
@@ -198,7 +204,7 @@ class DistillSettings(TrainSettings):
         """With a budget, and a cool-down that begins with the low bits."""
         changes: dict[str, Any] = {}
         if self.epochs is not None:
-            changes["tokens"] = self.epochs * tokens
+            changes |= {"tokens": self.epochs * tokens, "epochs": None}
         elif all(getattr(self, name) is None for name in BUDGETS):
             changes["tokens"] = presets.read(self.preset)["tokens"]
         if self.qat and self.share < 1 and isinstance(self.schedule, WsdSettings):

@@ -90,6 +90,8 @@ class TrainSettings(Settings):
     SHARES_TRUNK: ClassVar[bool] = True
     #: Fields that say where things are, not what is computed: they are not kept in a run.
     PLACES: ClassVar[tuple[str, ...]] = ("out", "resume")
+    #: Fields that name other runs: kept by their full paths, so that a run goes on from any folder.
+    RUNS: ClassVar[tuple[str, ...]] = ()
     #: Fields that may differ when a run is resumed, because they do not change its result.
     FREE: ClassVar[tuple[str, ...]] = (
         *("save_every", "save_at", "keep", "price_per_hour", "energy", "track", "page"),

@@ -36,7 +36,10 @@ def file_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 def pack_table(document: Mapping[str, Any]) -> Table:
     """A file that was written."""
     how = "as trained" if document["is_trained_in_low_bits"] else "rounded after training"
-    return pairs_table(document["file"], [("bits", how), *file_rows(document)])
+    rows = [("bits", how), *file_rows(document)]
+    if (state := document["status"]) != "complete":
+        rows.insert(0, ("run", f"{state}: what it has saved last"))
+    return pairs_table(document["file"], rows)
 
 
 def check_table(document: Mapping[str, Any]) -> Table:

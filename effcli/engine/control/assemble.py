@@ -19,11 +19,14 @@ from effcli.engine.device import Device
 from effcli.engine.loop import Parts
 from effcli.engine.measure.evaluate import HeldOut
 from effcli.engine.protocols import BatchSource
+from effcli.engine.quant.bitlinear import bit_layers
 from effcli.engine.quant.mixed import mixed
 from effcli.engine.records import Notice, Reading, Stop, Watch
+from effcli.engine.runs.rundir import RunDir
 from effcli.engine.runs.trained import open_trained
 from effcli.engine.session import Session
 from effcli.engine.teaching.cache import TeacherCache
+from effcli.engine.teaching.teachers import require_tokens
 from effcli.errors import InputError
 from effcli.settings.distill import DistillSettings
 
@@ -49,7 +52,7 @@ def _aside(corpus: Corpus, context: int, judged: int, count: int = ASIDE) -> Hel
 def with_bits(settings: DistillSettings, watch: Watch, stop: Stop) -> tuple[DistillSettings, Spent]:
     """The settings with bits for every layer, where these are to be found and are not known."""
     clusters = settings.control.param_clusters
-    if not clusters or settings.model.bits_of or not settings.teacher:
+    if not clusters or settings.model.bits_of or not settings.teacher or _has_begun(settings):
         return settings, Spent()
     if settings.student != "same":
         message = "bits by damage need a student that begins as its teacher: all layers have"
@@ -60,7 +63,12 @@ def with_bits(settings: DistillSettings, watch: Watch, stop: Stop) -> tuple[Dist
         Corpus.open(locate(settings.data)).first(settings.text_share),
         Device(settings.device),
     )
-    model, _ = open_trained(settings.teacher[0], device)
+    model, tokenizer = open_trained(settings.teacher[0], device)
+    require_tokens(settings.teacher[0], tokenizer, corpus.tokenizer)
+    if bit_layers(model):  # what its floats do is not what it does
+        message = "bits by damage need a teacher in floats: all layers have"
+        watch(Notice(f"{message} {settings.model.bits:g}"))
+        return settings, Spent()
     judged = len(
         HeldOut.of(
             corpus.val, corpus.tokenizer.token_bytes, model.context, settings.evaluation.tokens
@@ -83,6 +91,11 @@ def with_bits(settings: DistillSettings, watch: Watch, stop: Stop) -> tuple[Dist
     kept = {name: bits for name, bits in found.bits.items() if bits != s.bits}
     changed = settings.model_copy(update={"model": s.model_copy(update={"bits_of": kept})})
     return changed, Spent(flops, time.perf_counter() - begun)
+
+
+def _has_begun(settings: DistillSettings) -> bool:
+    """Whether a run goes on, whose layers have what bits they were given."""
+    return settings.resume and settings.out is not None and RunDir(settings.out).has_begun
 
 
 def stratify(session: Session, asked: DistillSettings, cache: TeacherCache | None = None) -> None:

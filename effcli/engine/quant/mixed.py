@@ -46,6 +46,7 @@ def mixed(
         quantize(model, {name: widths.get(name, 16.0) for name in weights}, group, subnorm=False)
         kept = torch.zeros(len(windows.tokens), model.context)
         held_out_loss(model, windows, device, len(windows.tokens), stop, keep=kept)
+        device.processes.add_up([kept])  # each looked at a part, and has zeros elsewhere
         return kept.double().mean(1).numpy()
 
     whole = losses({})

@@ -1,6 +1,7 @@
 """Is a packed file the model that was trained?"""
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def verify(
         part = windows[start : start + rows].cpu()
         inputs, targets = part[:, :-1], part[:, 1:].flatten()
         found, expected = model(inputs).flatten(0, 1), rounded(inputs).flatten(0, 1)
-        gap = max(gap, float((found - expected).abs().max()))
+        apart = (found - expected).abs().nan_to_num(nan=math.inf)  # a NaN is like nothing
+        gap = max(gap, float(apart.max()))
         agreeing += int((found.argmax(-1) == expected.argmax(-1)).sum())
         for place, logits in enumerate((found, own(inputs).flatten(0, 1))):
             losses[place] += F.cross_entropy(logits, targets, reduction="sum").double()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from effcli.engine.data.corpus import Corpus
 from effcli.engine.processes import Processes
@@ -53,6 +54,8 @@ def _begun(command: str, settings: TrainSettings, corpus: Corpus, folder: Path) 
             raise InputError(f"{folder} holds something else", "choose another --out")
         corpus.tokenizer.save(folder / TOKENIZER)
         # By its full path: a run goes on from any folder, whatever was prepared since.
-        where = {"data": str(corpus.folder.resolve())}
+        where: dict[str, Any] = {"data": str(corpus.folder.resolve())}
+        for name in settings.RUNS:
+            where[name] = [str(path.resolve()) for path in getattr(settings, name)]
         run.begin(command, {**storable(settings), **where})
     return run

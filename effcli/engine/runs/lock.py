@@ -2,13 +2,17 @@
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from effcli.errors import ResourceError
+from effcli.engine.records import Stop
+from effcli.errors import ResourceError, Stopped
+
+PATIENCE = 0.2  # seconds between two looks at what another process holds
 
 
 class Busy(ResourceError):
@@ -30,3 +34,23 @@ def locked(path: Path, what: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def turn(path: Path, what: str, tell: Callable[[str], None], stop: Stop) -> Iterator[None]:
+    """`locked`, as soon as nobody else works there; Stopped on a signal until then."""
+    with ExitStack() as stack:
+        has_told = False
+        while True:
+            try:
+                stack.enter_context(locked(path, what))
+                break
+            except Busy as busy:
+                if (signal_number := stop()) is not None:
+                    message = f"{busy.message}, which was waited for"
+                    raise Stopped(signal_number, message, "start it again") from None
+                if not has_told:
+                    tell(f"{busy.message}: waiting for it")
+                has_told = True
+            time.sleep(PATIENCE)
+        yield

@@ -25,6 +25,7 @@ from effcli.engine.objectives.signals import Mode, Said
 from effcli.engine.runs.files import read_json
 from effcli.engine.teaching.teachers import Teachers
 from effcli.errors import InputError
+from effcli.units import clock, flops
 
 SCHEMA = 1
 FOLDER, MANIFEST = "teachers", "cache.json"
@@ -160,6 +161,9 @@ class Cost:
 
     flops: float = 0.0
     seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{flops(self.flops)} FLOPs, {clock(self.seconds)}"
 
 
 class TeacherCache:

@@ -7,12 +7,13 @@ Madow 1949). So an id of probability p is drawn n p times in the mean, as if dra
 independent, but never more or less often than n p rounded up or down: there is less noise.
 """
 
+import errno
 import hashlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from torch import Tensor
 from effcli.engine.data.corpus import manifest_hash
 from effcli.engine.data.order import training_order
 from effcli.engine.device import Device
-from effcli.engine.records import Reading, Stop, Watch
+from effcli.engine.records import Notice, Reading, Stop, Watch
 from effcli.engine.runs.files import write_json
-from effcli.engine.runs.lock import locked
+from effcli.engine.runs.lock import turn
 from effcli.engine.selection.keys import uniform
 from effcli.engine.teaching.cache import (
     MANIFEST,
@@ -48,6 +49,10 @@ LEAST_LOG = -60.0  # of all others together, where they have nothing
 CHECKED_WINDOWS, CHECKED_POSITIONS = 8, 8
 LEAST_AGREEMENT = 0.8  # of draws that are made again; rounding moves one in a hundred
 MOST_APART = {"float32": 0.02, "bfloat16": 0.25}  # nats; what was rounded to 8 bits is farther
+_OTHERWISE = "make room, keep less with --cache sampled:12, or nothing with --cache online"
+_ELSEWHERE = "change its permissions, copy the corpus, or keep nothing with --cache online"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _SALT = 3
 _BELOW_ONE = 1 - 2.0**-24
 
@@ -63,16 +68,33 @@ def prepared(
 ) -> TeacherCache:
     """A cache that has at least these windows, made as far as it is not there yet.
 
-    Raises InputError for one that is damaged or that these teachers would not have said,
-    ResourceError if the disk is too small, Stopped on a signal: what was done is kept.
+    While another run makes it, this one waits. Raises InputError for one that is damaged or
+    that these teachers would not have said, ResourceError if there is no room for it, Stopped
+    on a signal: what was done is kept.
     """
     cache = _opened(request)
     if cache is None or len(cache.missing(windows)):
-        request.folder.mkdir(parents=True, exist_ok=True)
-        with locked(request.folder / ".lock", f"the teacher's cache in {request.folder}"):
-            cache = _made(_opened(request), request, teachers, windows, device, watch, stop)
+        lock = request.folder / ".lock", f"the teacher's cache in {request.folder}"
+        with _room(request), turn(*lock, lambda text: watch(Notice(text)), stop):
+            cache = _opened(request)
+            if cache is None or len(cache.missing(windows)):
+                cache = _made(cache, request, teachers, windows, device, watch, stop)
     require_same(cache, teachers, device)
     return cache
+
+
+@contextmanager
+def _room(request: Request) -> Iterator[None]:
+    """A folder for a cache; where it cannot be written, what else can be done is said."""
+    try:
+        request.folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in (*_FULL, *_FORBIDDEN):
+            raise
+        message = f"the teacher's cache in {request.folder} cannot be written"
+        hint = _OTHERWISE if error.errno in _FULL else _ELSEWHERE
+        raise ResourceError(f"{message}: {os.strerror(error.errno).lower()}", hint) from None
 
 
 def _opened(request: Request) -> TeacherCache | None:
@@ -116,8 +138,7 @@ def _require_space(request: Request, windows: int) -> None:
     if free < needed:
         sizes = f"{size(needed)}, and {size(free)} are free"
         message = f"what the teacher says takes {sizes} in {request.folder}"
-        hint = "make room, keep less with --cache sampled:12, or nothing with --cache online"
-        raise ResourceError(message, hint)
+        raise ResourceError(message, _OTHERWISE)
 
 
 class _Writer:

@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from effcli.engine.data.corpus import Corpus
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
 from effcli.engine.measure.evaluate import HeldOut
 from effcli.engine.objectives.cross_entropy import CHUNK_LOGITS
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.records import Stop
-from effcli.engine.runs.rundir import CONFIG
+from effcli.engine.runs.rundir import CONFIG, RunDir, status
 from effcli.engine.runs.trained import open_trained, settle
 from effcli.errors import InputError, Stopped
 from effcli.settings.layers import read_toml
@@ -51,22 +52,22 @@ class Teachers:
     ) -> "Teachers":
         """The newest whole checkpoints of some runs.
 
-        Raises InputError for a run that cannot be opened, whose weights are not finite, or whose
-        tokens are not those of `tokenizer`: the maps count, not how many ids there are.
+        Raises InputError for a run that cannot be opened, whose weights are not finite, whose
+        tokens are not those of `tokenizer`, or that is named twice. One that has not come to its
+        end may teach, and `warn` hears of it.
         """
-        models, hashes = [], []
+        models: dict[str, LanguageModel] = {}
         for folder in folders:
             model, own = open_trained(folder, device, warn)
-            if own.hash != tokenizer.hash:
-                message = (
-                    f"the teacher in {folder} has other tokens ({own.name}, {own.vocab_size}) "
-                    f"than the text ({tokenizer.name}, {tokenizer.vocab_size})"
-                )
-                hint = "prepare the text with --tokenizer like:CORPUS, the teacher's corpus"
-                raise InputError(message, hint)
-            models.append(model)
-            hashes.append(teacher_hash(model, read_toml(folder / CONFIG)["model"], own))
-        return cls(models, hashes)
+            require_tokens(folder, own, tokenizer)
+            name = teacher_hash(model, read_toml(folder / CONFIG)["model"], own)
+            if name in models:
+                message = f"the teacher in {folder} is another one's double: its voice counts once"
+                raise InputError(message, "name every teacher once")
+            models[name] = model
+            if (state := status(folder)) != "complete":
+                warn(f"the teacher in {folder} is {state}: what it has saved last teaches")
+        return cls(list(models.values()), list(models))
 
     @property
     def vocab_size(self) -> int:
@@ -131,6 +132,29 @@ class Teachers:
             for rows, log_p in self.by_rows(self.features(part[:, :-1])):
                 total -= log_p.gather(1, targets[rows]).double().sum().item()
         return total / held_out.predicted
+
+
+def require_tokens(folder: Path, own: Tokenizer, tokenizer: Tokenizer) -> None:
+    """Refuse a teacher of other tokens: the maps count, not how many ids there are."""
+    if own.hash != tokenizer.hash:
+        message = (
+            f"the teacher in {folder} has other tokens ({own.name}, {own.vocab_size}) "
+            f"than the text ({tokenizer.name}, {tokenizer.vocab_size})"
+        )
+        hint = "prepare the text with --tokenizer like:CORPUS, the teacher's corpus"
+        raise InputError(message, hint)
+
+
+def read_elsewhere(folder: Path, corpus: Corpus) -> str | None:
+    """What to say of a teacher that was trained on another corpus: it may know held-out text."""
+    read = RunDir(folder).env()["corpus"]
+    share = float(read_toml(folder / CONFIG).get("text_share", 1.0))
+    if read["hash"] in (corpus.hash, Corpus.open(corpus.folder).first(share).hash):
+        return None
+    return (
+        f"the teacher in {folder} was trained on another corpus, {read['name']}: if that holds "
+        f"held-out text of {corpus.name}, all losses here look better than they are"
+    )
 
 
 def require_worth(loss: float, unigram: float) -> None:
