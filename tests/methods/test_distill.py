@@ -1,6 +1,7 @@
 """`eff distill`, from its command line: who teaches, what the student is, what its file holds."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,62 @@ def test_a_cache_is_made_once(eff: Eff, teacher: Path, corpus_folder: Path, plac
     first = _document(eff(*command, "--cache", "topk:4", "--json"))
     assert first["flops"] > 0
     assert _document(eff(*command, "--cache", "topk:4", "--json")) == first
+
+
+@pytest.mark.parametrize(
+    ("flags", "message", "code"),
+    [
+        (["--teacher", "TEACHER"], "name every teacher once", 2),
+        (["--student", "new", "--set", "model.context=64"], "longer than the teacher's", 2),
+        (["--lr", "1e15", "--ternary", "--qat"], "on held-out text", 5),
+        (["--minutes", "1e-6"], "spent before the first step", 2),
+    ],
+)
+def test_what_would_fail_later_is_said_and_leaves_no_student(
+    eff: Eff,
+    teacher: Path,
+    corpus_folder: Path,
+    place: Path,
+    flags: list[str],
+    message: str,
+    code: int,
+) -> None:
+    given = [str(teacher) if flag == "TEACHER" else flag for flag in flags]
+    budget = [] if "--minutes" in flags else ["--steps", "1"]
+    usual = ["--data", str(corpus_folder), "--teacher", str(teacher), "--eval-every", "0", *SETS]
+    _one_line(eff("distill", *usual, *budget, *given, "--out", "s"), message, code)
+    assert not (place / "s" / "student.eff").exists()
+
+
+def test_a_student_resumes_wherever_its_teacher_is_and_only_with_that_one(
+    eff: Eff, asked: Any, teacher: Path, corpus_folder: Path, place: Path
+) -> None:
+    shutil.copytree(teacher, place / "a")
+    budget = {"steps": None, "epochs": 1, "teacher": ["a"]}
+    with pytest.raises(Stopped):
+        distill.run(asked(**budget, out=place / "s"), *stopping_after(3))
+    (place / "a").rename(place / "b")
+    again = ["distill", "--resume", "--out", "s"]
+    _one_line(eff(*again), "there is no run in")
+    flags = {"data": str(corpus_folder), "steps": 3, "seed": 1, "out": place / "c", **FEW}
+    baseline.run(resolve(BaselineSettings, flags, [*TINY, "evaluation.floors=false"]).settings)
+    _one_line(eff(*again, "--teacher", "c"), "is not the one that the run in s began with")
+    assert eff(*again, "--teacher", "b")[0] == 0
+    (place / "b").rename(place / "d")
+    told = eff(*again)
+    assert (told[0], "complete already" in told[2]) == (0, True)
+
+
+def test_packing_says_what_a_run_is_and_overwrites_nothing(
+    eff: Eff, asked: Any, place: Path
+) -> None:
+    distill.run(asked("model.bits=2", out=place / "s"))
+    before = (place / "s" / "student.eff").read_bytes()
+    _one_line(eff("distill", "pack", "s", "--bits", "4"), "exists")
+    assert (place / "s" / "student.eff").read_bytes() == before
+    told = _document(eff("distill", "pack", "s", "--out", "p.eff", "--json"))
+    assert (told["is_trained_in_low_bits"], told["status"]) == (False, "complete")
+    names = ("student=nano", "ternary=true", "qat=true", "teaching.kd=none")
+    with pytest.raises(Stopped):
+        distill.run(asked(*names, out=place / "cut"), *stopping_after(2))
+    _one_line(eff("distill", "pack", "cut"), "before its few bits began")

@@ -1,6 +1,8 @@
 """What a teacher said is kept whole, is said again the same, and is refused to anybody else."""
 
+import errno
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,6 +22,7 @@ from effcli.engine.device import Device
 from effcli.engine.measure.evaluate import HeldOut, held_out_loss
 from effcli.engine.objectives.signals import TaughtBatch, Terms
 from effcli.engine.records import Notice, Reading, Record, Watch, never, unwatched
+from effcli.engine.runs.lock import locked
 from effcli.engine.runs.rundir import CONFIG, TOKENIZER
 from effcli.engine.session import Session
 from effcli.engine.teaching import cache as caching
@@ -592,3 +595,43 @@ def test_what_is_new_about_the_teacher_is_told(
         batches.hear(3.5)
         batches.load_state_dict(state)
         assert batches.hear(2.5) == []
+
+
+def test_a_cache_that_another_run_makes_is_waited_for(
+    request_: Request, teachers: Teachers, device: Device
+) -> None:
+    request_.folder.mkdir(parents=True)
+    held = locked(request_.folder / ".lock", "it")
+    held.__enter__()
+    heard: list[Record] = []
+
+    def watch(record: Record) -> None:
+        heard.append(record)
+        if isinstance(record, Notice):
+            held.__exit__(None, None, None)
+
+    assert _make(request_, teachers, device, WINDOWS, watch).count == len(WINDOWS)
+    assert "waiting for it" in heard[0].text  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_nothing_is_named_and_harms_nothing(
+    request_: Request,
+    teachers: Teachers,
+    device: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    _make(request_, teachers, device)
+
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(making._Writer, "append", fail)
+        with pytest.raises(ResourceError) as caught:
+            _make(request_, teachers, device, np.arange(90))
+    assert str(request_.folder) in caught.value.message
+    assert "--cache online" in (caught.value.hint or "")
+    assert TeacherCache.open(request_).count == len(WINDOWS)
+    assert _make(request_, teachers, device, np.arange(90)).count == 91
