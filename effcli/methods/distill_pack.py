@@ -53,8 +53,11 @@ def chosen(settings: PackSettings, name: str) -> Chosen:
 
 
 def _trained_low(run: Path) -> bool:
-    """Whether a run was to be trained in its bits, and has come to its end."""
-    return bool(read_toml(run / CONFIG).get("qat")) and status(run) == "complete"
+    """Whether a run was to be trained in its bits, and has come to its end.
+
+    Whatever is no distillation, and has layers of few bits, had them from the start.
+    """
+    return bool(read_toml(run / CONFIG).get("qat", True)) and status(run) == "complete"
 
 
 def _require_begun(run: Path, model: LanguageModel) -> None:

@@ -21,7 +21,11 @@ class Settings(BaseModel):
     """A piece of a run's description. An unknown name is an error, never ignored."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        defer_build=True,  # until a class is used: a command uses one of many
     )
 
 

@@ -295,8 +295,10 @@ def test_a_state_before_any_decision_can_be_loaded() -> None:
 # --- weights
 
 
-def test_the_policy_that_comes_along_is_the_default() -> None:
-    assert np.array_equal(weights(), np.zeros(len(WEIGHTS)))
+def test_the_policy_that_comes_along_goes_by_excess_first() -> None:
+    """What is unlike trusted text gets less: that is what it was found to live on."""
+    own = dict(zip(WEIGHTS, np.abs(weights()), strict=True))
+    assert max(own, key=own.__getitem__) == "excess"
 
 
 LINES = [f"{name} = {place}" for place, name in enumerate(WEIGHTS)]
