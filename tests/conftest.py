@@ -77,16 +77,26 @@ def corpus(corpus_folder: Path) -> Corpus:
 Settings = Callable[..., BaselineSettings]
 
 
+@pytest.fixture(scope="session")
+def bare(corpus_folder: Path) -> Settings:
+    """Makes settings of a tiny model that say nothing of budgets and looks."""
+
+    def make(*assignments: str, **flags: Any) -> BaselineSettings:
+        flags = {"data": str(corpus_folder), **flags}
+        return resolve(BaselineSettings, flags, [*TINY, *assignments]).settings
+
+    return make
+
+
 @pytest.fixture
-def tiny(corpus_folder: Path) -> Settings:
+def tiny(bare: Settings) -> Settings:
     """Makes settings of a model of 30k weights: `tiny("optim.lr=0.1", steps=5)`."""
 
     def make(*assignments: str, **flags: Any) -> BaselineSettings:
         flags.setdefault("steps", 6)
         if {"tokens", "flops", "minutes"} & set(flags):
             del flags["steps"]
-        flags = {"data": str(corpus_folder), "eval_every": 0, "save_every": 0, **flags}
-        return resolve(BaselineSettings, flags, [*TINY, *assignments]).settings
+        return bare(*assignments, **{"eval_every": 0, "save_every": 0, **flags})
 
     return make
 

@@ -1,9 +1,8 @@
 """`eff aql`."""
 
 from effcli.commands.mount import Given
-from effcli.commands.training import run_training
+from effcli.commands.training import run_training, run_watched
 from effcli.ui.console import Screen
-from effcli.ui.progress import Watcher
 from effcli.ui.selection import audit_tables, policy_table, prep_table, selection_table
 
 
@@ -18,32 +17,17 @@ def train(given: Given, screen: Screen) -> None:
 
 def policy_train(given: Given, screen: Screen) -> None:
     """Find the weights of `--policy learned` by many cheap runs, and say what that cost."""
-    from effcli.engine.interrupt import Interrupt
-    from effcli.methods.aql_policy import run
-
-    with Interrupt() as stop, Watcher(screen, "aql policy train") as watch:
-        document = run(given.resolve().settings, watch, stop)
-    screen.result(document, policy_table(document))
+    run_watched("aql policy train", "aql_policy", given, screen, policy_table)
 
 
 def prep(given: Given, screen: Screen) -> None:
     """Score a corpus once: copies, clusters, counts, and how much of it is like trusted text."""
-    from effcli.engine.interrupt import Interrupt
-    from effcli.methods.aql_prep import run
-
-    with Interrupt() as stop, Watcher(screen, "aql prep") as watch:
-        document = run(given.resolve().settings, watch, stop)
-    screen.result(document, prep_table(document))
+    run_watched("aql prep", "aql_prep", given, screen, prep_table)
 
 
 def select(given: Given, screen: Screen) -> None:
     """Choose without training: a corpus of the chosen documents, their numbers and a report."""
-    from effcli.engine.interrupt import Interrupt
-    from effcli.methods.aql_select import run
-
-    with Interrupt() as stop, Watcher(screen, "aql select") as watch:
-        document = run(given.resolve().settings, watch, stop)
-    screen.result(document, selection_table(document))
+    run_watched("aql select", "aql_select", given, screen, selection_table)
 
 
 def audit(given: Given, screen: Screen) -> None:

@@ -1,10 +1,9 @@
 """`eff distill`."""
 
 from effcli.commands.mount import Given
-from effcli.commands.training import run_training
+from effcli.commands.training import run_training, run_watched
 from effcli.ui.console import Screen
 from effcli.ui.distill import cache_table, check_table, pack_table
-from effcli.ui.progress import Watcher
 
 
 def train(given: Given, screen: Screen) -> None:
@@ -18,12 +17,7 @@ def train(given: Given, screen: Screen) -> None:
 
 def cache(given: Given, screen: Screen) -> None:
     """Ask a teacher about a corpus once, for all students with windows of that length."""
-    from effcli.engine.interrupt import Interrupt
-    from effcli.methods.distill_cache import run
-
-    with Interrupt() as stop, Watcher(screen, "distill cache") as watch:
-        document = run(given.resolve().settings, watch, stop)
-    screen.result(document, cache_table(document))
+    run_watched("distill cache", "distill_cache", given, screen, cache_table)
 
 
 def pack(given: Given, screen: Screen) -> None:

@@ -1,7 +1,10 @@
 """What every training command does around its method."""
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
+
+from rich.table import Table
 
 from effcli.commands.mount import Given
 from effcli.errors import EffError
@@ -33,6 +36,18 @@ def run_training(command: str, given: Given, screen: Screen) -> None:
     screen.result(report, report_table(report))
     if resolved.settings.page:
         screen.note(f"the page with plots: {report['run']}/report.html")
+
+
+def run_watched(
+    command: str, place: str, given: Given, screen: Screen, table: Callable[[Any], Table]
+) -> None:
+    """Run `effcli.methods.<place>`, which takes a while but is no run, and show its document."""
+    from effcli.engine.interrupt import Interrupt
+
+    method = import_module(f"effcli.methods.{place}")
+    with Interrupt() as stop, Watcher(screen, command) as watch:
+        document = method.run(given.resolve().settings, watch, stop)
+    screen.result(document, table(document))
 
 
 def _settings(command: str, given: Given) -> Resolved[Any]:

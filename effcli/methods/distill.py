@@ -189,8 +189,6 @@ def _require_teacher(session: Session, asked: DistillSettings) -> None:
 def _text(session: Session) -> list[torch.Tensor]:
     """A few windows of training text, evenly spread, where the model is."""
     context, text = session.parts.model.context, session.corpus.train
-    there = text.windows(context)
-    count = min(FIT_WINDOWS, there)
-    starts = [there * number // count * context for number in range(count)]
+    starts = text.spread(context, FIT_WINDOWS)
     rows = torch.from_numpy(text.read(starts, context)).to(session.parts.device.torch)
     return list(torch.split(rows, max(1, session.parts.micro)))

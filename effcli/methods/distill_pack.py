@@ -14,6 +14,7 @@ from effcli.engine.protocols import LanguageModel
 from effcli.engine.quant import packed
 from effcli.engine.quant.bitlinear import bit_layers, linear_layers, quantize
 from effcli.engine.quant.finish import FILE, described
+from effcli.engine.quant.student import lacks_gains
 from effcli.engine.quant.verify import verify
 from effcli.engine.runs.rundir import CONFIG, status
 from effcli.engine.runs.trained import open_trained
@@ -62,8 +63,7 @@ def _trained_low(run: Path) -> bool:
 
 def _require_begun(run: Path, model: LanguageModel) -> None:
     """Refuse a student that has not come to its few bits: without gains it is another function."""
-    gains = [layer.gain for layer in bit_layers(model).values() if layer.gain is not None]
-    if gains and all(bool((gain == 1).all()) for gain in gains):
+    if lacks_gains(model):
         message = f"the run in {run} was saved before its few bits began"
         raise InputError(message, f"continue it with: {resuming('distill', run)}")
 
@@ -115,9 +115,7 @@ def _windows(settings: CheckSettings, context: int, tokenizer: str) -> torch.Ten
     if corpus.tokenizer.hash != tokenizer:
         hint = "name the corpus of its run with --data"
         raise InputError(f"{corpus.name} has other tokens than the file", hint)
-    there = corpus.val.windows(context)
-    count = min(settings.windows, there)
-    if not count:
+    starts = corpus.val.spread(context, settings.windows)
+    if not len(starts):
         raise InputError(f"the held-out text of {corpus.name} has no window of {context} tokens")
-    starts = [there * number // count * context for number in range(count)]
     return torch.from_numpy(corpus.val.read(starts, context + 1))

@@ -6,7 +6,8 @@ from typing import Any
 
 from effcli.engine.advice import resuming
 from effcli.engine.records import Notice, Stop, Watch
-from effcli.engine.runs.report import Report, Tuning, report_of
+from effcli.engine.runs.pieces import Tuning
+from effcli.engine.runs.report import Report, report_of
 from effcli.engine.session import Session
 from effcli.engine.trials import HORIZON, SEED_OFFSET, candidates, usual_ranges, with_share
 from effcli.errors import DivergedError, Stopped

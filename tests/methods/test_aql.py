@@ -19,7 +19,8 @@ from effcli.engine.data.grammar import NoisyGrammar
 from effcli.engine.data.prepare import prepare
 from effcli.engine.records import Record, Step
 from effcli.engine.runs import checkpoint
-from effcli.engine.runs.report import Selection, report_of
+from effcli.engine.runs.pieces import Selection
+from effcli.engine.runs.report import report_of
 from effcli.engine.selection import sidecar
 from effcli.engine.selection.assemble import _trusted, quotas_of
 from effcli.engine.selection.audit import Audited

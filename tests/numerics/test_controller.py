@@ -519,18 +519,10 @@ def _end(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def reference(
-    tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path
+    tmp_path_factory: pytest.TempPathFactory, bare: Settings
 ) -> tuple[Path, dict[str, Any]]:
-    import conftest
-
-    from effcli.settings.layers import resolve
-
-    def tiny(*assignments: str, **flags: Any) -> Any:
-        flags = {"data": str(corpus_folder), **flags}
-        return resolve(BaselineSettings, flags, [*conftest.TINY, *assignments]).settings
-
     folder = tmp_path_factory.mktemp("guided") / "run"
-    _run(_asked(tiny, folder))
+    _run(_asked(bare, folder))
     return folder, _end(folder)
 
 

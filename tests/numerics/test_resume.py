@@ -26,19 +26,10 @@ def _settings(tiny: Settings, out: Path, **flags: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def reference(
-    tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path
+    tmp_path_factory: pytest.TempPathFactory, bare: Settings
 ) -> tuple[Path, dict[str, Any]]:
-    import conftest
-
-    from effcli.settings.baseline import BaselineSettings
-    from effcli.settings.layers import resolve
-
-    def tiny(*assignments: str, **flags: Any) -> Any:
-        flags = {"data": str(corpus_folder), **flags}
-        return resolve(BaselineSettings, flags, [*conftest.TINY, *assignments]).settings
-
     folder = tmp_path_factory.mktemp("reference") / "run"
-    baseline.run(_settings(tiny, folder))
+    baseline.run(_settings(bare, folder))
     return folder, final_state(folder)
 
 

@@ -99,6 +99,12 @@ class Split:
         """How many windows of `length` tokens there are, each with one more token to predict."""
         return max(0, (self.tokens - 1) // length)
 
+    def spread(self, length: int, most: int) -> NDArray[np.int64]:
+        """Where at most so many windows of `length` tokens begin, evenly over the split."""
+        there = self.windows(length)
+        count = min(there, most)
+        return np.arange(count, dtype=np.int64) * there // max(1, count) * length
+
     def read(self, starts: Sequence[int] | NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """`count` tokens from each start, as an array of shape (starts, count)."""
         places = np.asarray(starts, dtype=np.int64)

@@ -29,14 +29,12 @@ class HeldOut:
         cls, split: Split, token_bytes: NDArray[np.int64], context: int, budget: int
     ) -> "HeldOut":
         """About `budget` tokens, in windows spread evenly over the split."""
-        there = split.windows(context)
-        if there == 0:
+        if split.windows(context) == 0:
             raise InputError(
                 f"the held-out text has {split.tokens} tokens, less than one context of {context}",
                 "prepare more held-out text, or set a smaller model.context",
             )
-        count = max(1, min(there, budget // context))
-        starts = np.arange(count, dtype=np.int64) * there // count * context
+        starts = split.spread(context, max(1, budget // context))
         tokens = split.read(starts, context + 1)
         return cls(tokens, int(token_bytes[tokens[:, 1:]].sum()))
 

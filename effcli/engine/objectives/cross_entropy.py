@@ -30,7 +30,7 @@ def head_loss(
     `weights`, one for each sequence, the mean is of weighted losses.
     """
     if rows is None:
-        rows = 4096 if features.is_cuda else max(256, CHUNK_LOGITS // model.vocab_size)
+        rows = rows_at_once(features, model.vocab_size, 4096)
     x, head = features.flatten(0, 1), model.head
     # Inside the function it cannot be asked: there, gradients are always off.
     is_trained = torch.is_grad_enabled() and (x.requires_grad or head.requires_grad)
@@ -40,7 +40,24 @@ def head_loss(
     return mean, each.view_as(targets)
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
+def rows_at_once(x: Tensor, vocab_size: int, on_gpu: int = 2048) -> int:
+    """Positions that have logits at one time, where nobody says how many."""
+    return on_gpu if x.is_cuda else max(256, CHUNK_LOGITS // vocab_size)
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """A mean over positions whose gradients are made in its forward pass, and saved there."""
+
+    @staticmethod
+    def backward(ctx: Any, mean_gradient: Tensor, _: Tensor) -> Any:
+        """The saved gradients by features and head, scaled; three other inputs have none."""
+        x_gradient, head_gradient = ctx.saved_tensors
+        scale = mean_gradient / len(x_gradient)
+        x_gradient = (x_gradient.float() * scale).to(x_gradient.dtype)
+        return x_gradient, head_gradient * scale, None, None, None
+
+
+class _ChunkedCrossEntropy(ChunkedLoss):
     @staticmethod
     def forward(
         ctx: Any,
@@ -83,10 +100,3 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(x_gradient, head_gradient)
         ctx.mark_non_differentiable(each)
         return (each if weights is None else each * weights).mean(), each
-
-    @staticmethod
-    def backward(ctx: Any, mean_gradient: Tensor, _: Tensor) -> Any:
-        x_gradient, head_gradient = ctx.saved_tensors
-        scale = mean_gradient / len(x_gradient)
-        x_gradient = (x_gradient.float() * scale).to(x_gradient.dtype)
-        return x_gradient, head_gradient * scale, None, None, None

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from effcli.engine.models.layers import Linear, generators
-from effcli.engine.objectives.cross_entropy import CHUNK_LOGITS, head_loss
+from effcli.engine.objectives.cross_entropy import ChunkedLoss, head_loss, rows_at_once
 from effcli.engine.objectives.signals import (
     Asked,
     Drawn,
@@ -164,7 +164,7 @@ def taught_loss(
     `rows` and `weights` as in `head_loss`: of all terms there is one mean over all positions.
     """
     if rows is None:
-        rows = 2048 if features.is_cuda else max(256, CHUNK_LOGITS // model.vocab_size)
+        rows = rows_at_once(features, model.vocab_size)
     how = (model.vocab_size, model.soft_cap, rows, signal)
     every = None if weights is None else weights.repeat_interleave(targets.shape[1])
     x = features.flatten(0, 1)
@@ -172,7 +172,7 @@ def taught_loss(
     return mean, each.view_as(targets)
 
 
-class _ChunkedDistillation(torch.autograd.Function):
+class _ChunkedDistillation(ChunkedLoss):
     @staticmethod
     def forward(
         ctx: Any,
@@ -205,10 +205,3 @@ class _ChunkedDistillation(torch.autograd.Function):
         ctx.save_for_backward(x_gradient, head_gradient)
         ctx.mark_non_differentiable(each)
         return (minimized if weights is None else minimized * weights).mean(), each
-
-    @staticmethod
-    def backward(ctx: Any, mean_gradient: Tensor, _: Tensor) -> Any:
-        x_gradient, head_gradient = ctx.saved_tensors
-        scale = mean_gradient / len(x_gradient)
-        x_gradient = (x_gradient.float() * scale).to(x_gradient.dtype)
-        return x_gradient, head_gradient * scale, None, None, None

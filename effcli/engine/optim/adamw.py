@@ -1,6 +1,6 @@
 """AdamW for everything: matrices decay, gains, biases and sparse tables do not."""
 
-from effcli.engine.optim.optimizer import Group
+from effcli.engine.optim.optimizer import Group, by_role
 from effcli.engine.protocols import LanguageModel
 from effcli.settings.optim import AdamWSettings
 
@@ -17,6 +17,4 @@ def route(model: LanguageModel, settings: AdamWSettings) -> list[Group]:
         "scalar": Group("adamw", lr * settings.scalar_rate, 0.0, []),
         "table": Group("rows", lr * settings.table_rate, 0.0, []),
     }
-    for name, parameter in model.named_parameters():
-        groups[model.role(name, parameter)].tensors.append((name, parameter))
-    return [group for group in groups.values() if group.tensors]
+    return by_role(model, groups)

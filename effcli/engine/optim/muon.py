@@ -1,6 +1,6 @@
 """Muon for the blocks' matrices (Jordan et al. 2024), Adam with rates of its own for the rest."""
 
-from effcli.engine.optim.optimizer import Group
+from effcli.engine.optim.optimizer import Group, by_role
 from effcli.engine.protocols import LanguageModel
 from effcli.settings.optim import MuonSettings
 
@@ -15,6 +15,4 @@ def route(model: LanguageModel, settings: MuonSettings) -> list[Group]:
         "head": Group("adamw", lr * settings.head_rate, 0.0, []),
         "scalar": Group("adamw", lr * settings.scalar_rate, 0.0, []),
     }
-    for name, parameter in model.named_parameters():
-        groups[model.role(name, parameter)].tensors.append((name, parameter))
-    return [group for group in groups.values() if group.tensors]
+    return by_role(model, groups)

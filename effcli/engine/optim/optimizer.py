@@ -29,6 +29,13 @@ class Group:
     tensors: list[tuple[str, nn.Parameter]]
 
 
+def by_role(model: LanguageModel, groups: Mapping[str, Group]) -> list[Group]:
+    """The groups that have tensors, each put into the one of its role."""
+    for name, parameter in model.named_parameters():
+        groups[model.role(name, parameter)].tensors.append((name, parameter))
+    return [group for group in groups.values() if group.tensors]
+
+
 @dataclass(frozen=True)
 class Move:
     """A tensor that its rule is about to move; calling it does so."""

@@ -1,6 +1,6 @@
 """Stochastic gradient descent with momentum, for comparison: nothing is scaled by its history."""
 
-from effcli.engine.optim.optimizer import Group
+from effcli.engine.optim.optimizer import Group, by_role
 from effcli.engine.protocols import LanguageModel
 from effcli.settings.optim import SGDSettings
 
@@ -15,6 +15,4 @@ def route(model: LanguageModel, settings: SGDSettings) -> list[Group]:
         "scalar": Group("sgd", lr * settings.scalar_rate, 0.0, []),
         "table": Group("rows", lr * settings.table_rate, 0.0, []),
     }
-    for name, parameter in model.named_parameters():
-        groups[model.role(name, parameter)].tensors.append((name, parameter))
-    return [group for group in groups.values() if group.tensors]
+    return by_role(model, groups)

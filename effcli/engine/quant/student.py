@@ -67,11 +67,15 @@ def complete(model: LanguageModel, text: Iterable[Tensor]) -> bool:
 
 def fit_gains(model: LanguageModel, text: Iterable[Tensor]) -> bool:
     """Fit the gains of sub-norms, unless something has moved them: then they are not all ones."""
-    gains = [layer.gain for layer in bit_layers(model).values() if layer.gain is not None]
-    is_due = bool(gains) and all(bool((gain == 1).all()) for gain in gains)
-    if is_due:
+    if is_due := lacks_gains(model):
         calibrate(model, text)
     return is_due
+
+
+def lacks_gains(model: LanguageModel) -> bool:
+    """Whether there are sub-norms whose gains were never fitted."""
+    gains = [layer.gain for layer in bit_layers(model).values() if layer.gain is not None]
+    return bool(gains) and all(bool((gain == 1).all()) for gain in gains)
 
 
 def warm_start(model: LanguageModel, weights: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from effcli.engine.bench.analysis import multiplier
 from effcli.engine.runs.compare import NOT_THE_METHOD, cost_of, held_out_text, is_comparable
-from effcli.engine.runs.report import Report, Selection, report_of
+from effcli.engine.runs.pieces import Selection
+from effcli.engine.runs.report import Report, report_of
 from effcli.engine.runs.rundir import CONFIG, RunDir
 from effcli.errors import InputError
 from effcli.settings.layers import read_toml

@@ -16,7 +16,7 @@ from effcli.engine.data.corpus import Corpus
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
 from effcli.engine.measure.evaluate import HeldOut
-from effcli.engine.objectives.cross_entropy import CHUNK_LOGITS
+from effcli.engine.objectives.cross_entropy import rows_at_once
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.records import Stop
 from effcli.engine.runs.rundir import CONFIG, RunDir, status
@@ -110,7 +110,7 @@ class Teachers:
     def by_rows(self, features: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
         """Log-probabilities at all positions, as many rows at one time as suit the processor."""
         rows = [x.flatten(0, 1) for x in features]
-        many = 2048 if rows[0].is_cuda else max(256, CHUNK_LOGITS // self.vocab_size)
+        many = rows_at_once(rows[0], self.vocab_size)
         for start in range(0, len(rows[0]), many):
             part = slice(start, start + many)
             yield part, self.log_probabilities([x[part] for x in rows])
@@ -148,8 +148,10 @@ def require_tokens(folder: Path, own: Tokenizer, tokenizer: Tokenizer) -> None:
 def read_elsewhere(folder: Path, corpus: Corpus) -> str | None:
     """What to say of a teacher that was trained on another corpus: it may know held-out text."""
     read = RunDir(folder).env()["corpus"]
+    if read["hash"] == corpus.hash:
+        return None
     share = float(read_toml(folder / CONFIG).get("text_share", 1.0))
-    if read["hash"] in (corpus.hash, Corpus.open(corpus.folder).first(share).hash):
+    if read["hash"] == Corpus.open(corpus.folder).first(share).hash:  # another part of it
         return None
     return (
         f"the teacher in {folder} was trained on another corpus, {read['name']}: if that holds "

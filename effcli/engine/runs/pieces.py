@@ -1,0 +1,138 @@
+"""The pieces of a report, each with what its figures mean."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Piece(BaseModel):
+    """Facts that do not change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HeldOutResult(Piece):
+    """The held-out text, looked at after the last step."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    windows: int
+    entropy_bits_per_byte: float | None = None
+
+
+class Floors(Piece):
+    """Loss of counting alone, on the same windows."""
+
+    unigram: float
+    bigram: float
+    trigram: float
+
+
+class Energy(Piece):
+    """Joules, and where the number comes from; none where two ways would have to be mixed."""
+
+    joules: float | None
+    source: str
+
+
+class Tuning(Piece):
+    """What was spent on finding the settings, which no other figure includes."""
+
+    trials: int
+    tokens: int
+    flops: float
+    seconds: float
+    chosen: dict[str, float]
+    losses: list[float | None]
+    """Held-out loss of every trial; none where it diverged."""
+
+
+class Selection(Piece):
+    """What a selective run read, and what choosing it cost."""
+
+    ratio: float
+    """Share of the pool that was to be read."""
+    mode: str
+    """`file`: trusted text was given; `alike`: the pool is like held-out text; else `none`."""
+    unique_tokens: int
+    overhead_in_loop: float
+    """Seconds of choosing during training, as a share of those of training."""
+    overhead_all_in: float
+    """With those of scoring the corpus before."""
+    flops_in_loop: float
+    """The same in FLOPs."""
+    flops_all_in: float
+    contamination: float | None
+    """Estimated share of the pool that trusted text is not like."""
+    duplicates_removed: int
+    """Tokens of copies that could not be read."""
+    clusters: int
+    cluster_entropy: float | None
+    """Of the last choice, in nats."""
+    precision: float | None
+    """Share of the chosen tokens that is labeled as good."""
+    reused: int | None = None
+    """Candidates whose uncertainty an earlier run had kept; none where nothing is reused."""
+
+
+class Codes(Piece):
+    """What the codes of all layers together did, by a look in the low-bit phase."""
+
+    step: int
+    zeros: float
+    """Share of the weights that is read back as zero."""
+    dead_zone: float
+    """Share so near to a threshold that noise decides the code."""
+    flips: float | None
+    """Share whose code differs from that of the last look; none at the first."""
+    empty_rows: int
+    """Outputs that do not depend on the input."""
+
+
+class Student(Piece):
+    """What a distillation has made, measured from its file."""
+
+    bits: float
+    is_trained_in_low_bits: bool
+    """Else it was rounded after training."""
+    file: str
+    """In the run's folder."""
+    file_bytes: int
+    bytes: dict[str, int]
+    """Of the file, by what they are for."""
+    linear_bits_per_weight: float | None
+    """Of the blocks' matrices, scales included."""
+    ratio_linear: float | None
+    """Bytes of these matrices in float32 over those in the file."""
+    ratio_total: float
+    """The same of all weights and the whole file."""
+    ratio_linear_bf16: float | None
+    ratio_total_bf16: float
+    loss: float
+    """Of the file, read again, on a part of the held-out text; in nats per token."""
+    roundtrip_gap: float
+    """What packing has cost of it."""
+    logit_gap: float
+    """The largest difference of a logit from those of the trained model, tables rounded."""
+    agreement: float
+    """Share of positions at which both find the same token most likely."""
+    weight_error: float | None
+    """Mean squared error of the rounded weights over their mean square."""
+    teacher_loss: float | None = None
+    """On all held-out text."""
+    teachers: list[str] = []
+    codes: list[Codes] = []
+    """Every look, for a student that was trained in low bits."""
+
+
+class Hybrid(Piece):
+    """What the parts of `--hybrid` did, and what they cost."""
+
+    overhead: float
+    """FLOPs of probes, as a share of those of training."""
+    multiplier_mean: float | None = None
+    """Of the learning rate, by the controller."""
+    decisions: int | None = None
+    adopted: int | None = None
+    constraint_activation_rate: float | None = None
+    """Share of all moves of tensors that the trust region cut."""
+    final_radius: float | None = None
