@@ -13,6 +13,7 @@ MODELS = Registry(
     {
         "gpt": "effcli.settings.model:GPTSettings",
         "low-bit": "effcli.settings.model:LowBitSettings",
+        "phase": "effcli.settings.phase:PhaseSettings",
     },
 )
 

@@ -168,9 +168,15 @@ class _Layers:
                 self._origins[name] = origin
 
     def _choose_part(self, registry: Registry, into: Tree, key: str, part: Any, name: str) -> None:
-        if into.get(key, {}).get("name") != part:  # another part: its predecessor's values go
-            into[key] = _defaults(registry.load(str(part)))
-            for origin in [o for o in self._origins if o.startswith(f"{name}.")]:
+        """Take another part: its predecessor's values go, but for those of a common ancestor."""
+        old = into.get(key, {})
+        if old.get("name") == part:
+            return
+        new = registry.load(str(part))
+        shared = _shared(registry.load(old["name"]), new) if "name" in old else ()
+        into[key] = _defaults(new) | {field: old[field] for field in shared}
+        for origin in [o for o in self._origins if o.startswith(f"{name}.")]:
+            if origin.removeprefix(f"{name}.") not in shared:
                 del self._origins[origin]
 
     def check(self) -> Resolved[Any]:
@@ -215,6 +221,15 @@ def _defaults(cls: type[Settings]) -> Tree:
             value = field.get_default(call_default_factory=True)
             tree[name] = _defaults(type(value)) if isinstance(value, Settings) else value
     return tree
+
+
+def _shared(old: type[Settings], new: type[Settings]) -> tuple[str, ...]:
+    """The fields that mean the same in both, because one is a kind of the other."""
+    if not (issubclass(new, old) or issubclass(old, new)):
+        return ()
+    one, other = old.model_fields, new.model_fields
+    names = one.keys() & other.keys()
+    return tuple(n for n in names if one[n].annotation == other[n].annotation)
 
 
 def _registry(field: FieldInfo) -> Registry | None:

@@ -64,6 +64,11 @@ class GPTSettings(ModelSettings):
             raise ValueError(f"shift {self.shift} looks beyond a context of {self.context}")
         return self
 
+    @property
+    def hidden(self) -> int:
+        """Channels of the MLP: as many products, whatever the activation."""
+        return 4 * self.width if self.activation != "swiglu" else -(-8 * self.width // 3 // 8) * 8
+
 
 BITS = (16, 8, 4, 2, 1.58, 1)
 """Bits of a weight; 1.58 is one of three values, 16 is a float."""
@@ -96,9 +101,8 @@ class LowBitSettings(GPTSettings):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        hidden = -(-8 * self.width // 3 // 8) * 8 if self.activation == "swiglu" else 4 * self.width
-        if self.group and (self.width % self.group or hidden % self.group):
-            widths = f"{self.width} and {hidden}"
+        if self.group and (self.width % self.group or self.hidden % self.group):
+            widths = f"{self.width} and {self.hidden}"
             raise ValueError(f"group {self.group} does not divide the rows of {widths} weights")
         return self
 

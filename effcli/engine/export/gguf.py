@@ -15,7 +15,7 @@ from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.export.architectures import Tensors, architecture_of, named
 from effcli.engine.export.blocks import Part, Stored, library, restored, stored, values
 from effcli.engine.export.vocabulary import Vocabulary, vocabulary_of
-from effcli.engine.models.gpt import GPT, mlp_width
+from effcli.engine.models.gpt import GPT
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.quant.codes import encode
 from effcli.engine.quant.packed import FLOATS, entries
@@ -85,7 +85,7 @@ def _describe(writer: Any, s: GPTSettings) -> None:
     writer.add_context_length(s.context)
     writer.add_embedding_length(s.width)
     writer.add_block_count(s.layers)
-    writer.add_feed_forward_length(mlp_width(s))
+    writer.add_feed_forward_length(s.hidden)
     writer.add_head_count(s.heads)
     writer.add_head_count_kv(s.heads)
     if s.norm == "layer":

@@ -2,6 +2,7 @@
 
 import math
 from itertools import zip_longest
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from effcli.engine.models.layers import (
+    Cache,
     KeyValueCache,
     LayerNorm,
     Linear,
@@ -81,11 +83,10 @@ class MLP(nn.Module):
     def __init__(self, s: GPTSettings) -> None:
         super().__init__()
         self.activation = s.activation
-        hidden = mlp_width(s)
-        self.up = Linear(s.width, hidden, bias=s.bias)
+        self.up = Linear(s.width, s.hidden, bias=s.bias)
         if s.activation == "swiglu":
-            self.gate = Linear(s.width, hidden, bias=s.bias)
-        self.down = Linear(hidden, s.width, bias=s.bias)
+            self.gate = Linear(s.width, s.hidden, bias=s.bias)
+        self.down = Linear(s.hidden, s.width, bias=s.bias)
 
     def forward(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time width"]:
         """Up, nonlinearity, down."""
@@ -100,17 +101,12 @@ class MLP(nn.Module):
         return out
 
 
-def mlp_width(s: GPTSettings) -> int:
-    """Hidden channels of the MLP: as many products, whatever the activation."""
-    return 4 * s.width if s.activation != "swiglu" else -(-8 * s.width // 3 // 8) * 8
-
-
 class Block(nn.Module):
-    """Attention, then the MLP, each added to the residual stream."""
+    """Attention or what stands for it, then the MLP, each added to the residual stream."""
 
-    def __init__(self, s: GPTSettings) -> None:
+    def __init__(self, s: GPTSettings, attention: nn.Module) -> None:
         super().__init__()
-        self.norm1, self.attention = _norm(s), Attention(s)
+        self.norm1, self.attention = _norm(s), attention
         self.norm2, self.mlp = _norm(s), MLP(s)
         self.shift1, self.shift2 = Shift(s.width, s.shift), Shift(s.width, s.shift)
         self.drop = nn.Dropout(s.dropout)
@@ -118,14 +114,14 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        angles: tuple[Tensor, Tensor] | None,
-        cache: KeyValueCache | None,
+        told: Any,
+        cache: Cache | None,
         layer: int,
         extra: Tensor | None,
     ) -> Tensor:
         """The residual stream after this block; `extra` is added to the values."""
         h = self.shift1(self.norm1(x), cache, f"{layer}.attention")
-        x = x + dropped(self.drop, self.attention(h, angles, cache, layer, extra))
+        x = x + dropped(self.drop, self.attention(h, told, cache, layer, extra))
         h = self.shift2(self.norm2(x), cache, f"{layer}.mlp")
         out: Tensor = x + dropped(self.drop, self.mlp(h))
         return out
@@ -145,24 +141,32 @@ class Trunk(nn.Module):
         self.embedding = nn.Embedding(padded(vocab_size), s.width)
         if s.positions == "learned":
             self.positions = nn.Embedding(s.context, s.width)
-        else:
+        elif s.positions == "rope":
             self.rotary = Rotary(s.width // s.heads, s.context)
         if s.pair_rows or s.value_tables:
             self.tables = Tables(s, vocab_size)
         self.drop = nn.Dropout(s.dropout)
-        self.blocks = nn.ModuleList(Block(s) for _ in range(s.layers))
+        self.blocks = nn.ModuleList(Block(s, self.mixer(s, i)) for i in range(s.layers))
         self.norm = _norm(s)
 
+    def mixer(self, s: GPTSettings, layer: int) -> nn.Module:
+        """What lets the positions of a layer take from those before them."""
+        del layer  # all are alike
+        return Attention(s)
+
+    def told(self, tokens: Int[Tensor, "batch time"], start: int) -> Any:
+        """What every mixer is told about the positions of these tokens."""
+        has_angles = hasattr(self, "rotary")
+        return self.rotary(start, tokens.shape[1], self.dtype) if has_angles else None
+
     def forward(
-        self, tokens: Int[Tensor, "batch time"], cache: KeyValueCache | None = None
+        self, tokens: Int[Tensor, "batch time"], cache: Cache | None = None
     ) -> Float[Tensor, "batch time width"]:
         """The last hidden state; with a cache, `tokens` come after what is in it."""
         start, time = (cache.length if cache else 0), tokens.shape[1]
-        x, angles, extras = self.embedding(tokens), None, []
+        x, extras, told = self.embedding(tokens), [], self.told(tokens, start)
         if hasattr(self, "positions"):
             x = x + self.positions(torch.arange(start, start + time, device=tokens.device))
-        else:
-            angles = self.rotary(start, time, self.dtype)
         if self.embedding_norm:
             x = rms_norm(x)
         if hasattr(self, "tables"):
@@ -170,9 +174,9 @@ class Trunk(nn.Module):
         x = dropped(self.drop, x.to(self.dtype))
         for layer, (block, extra) in enumerate(zip_longest(self.blocks, extras)):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, angles, None, layer, extra, use_reentrant=False)
+                x = checkpoint(block, x, told, None, layer, extra, use_reentrant=False)
             else:
-                x = block(x, angles, cache, layer, extra)
+                x = block(x, told, cache, layer, extra)
         if cache is not None:
             cache.length += time
         out: Tensor = self.norm(x)
@@ -182,12 +186,14 @@ class Trunk(nn.Module):
 class GPT(LanguageModel):
     """A GPT of any recipe. Vocabulary tables are padded for speed, never in the loss."""
 
+    trunk_type: type[Trunk] = Trunk
+
     def __init__(self, settings: GPTSettings, vocab_size: int, seed: int = 0) -> None:
         super().__init__()
         self.settings = settings
         self.vocab_size, self.context = vocab_size, settings.context
         self.soft_cap = settings.soft_cap
-        self.trunk: Trunk = Trunk(settings, vocab_size)
+        self.trunk: Trunk = self.trunk_type(settings, vocab_size)
         if not settings.tied:
             self.unembedding = Linear(settings.width, padded(vocab_size), bias=False)
         self._initialize(seed)
@@ -203,7 +209,7 @@ class GPT(LanguageModel):
         padding = (padded(self.vocab_size) - self.vocab_size) * self.settings.width * tables
         return sum(p.numel() for p in self.parameters()) - padding
 
-    def new_cache(self, batch: int) -> KeyValueCache:
+    def new_cache(self, batch: int) -> Cache:
         """Room for the keys and values of a whole context."""
         s = self.settings
         shape = (batch, s.heads, s.context, s.width // s.heads)
@@ -226,7 +232,7 @@ class GPT(LanguageModel):
 
     def _mlp_flops(self) -> int:
         products = 3 if self.settings.activation == "swiglu" else 2
-        return products * 2 * self.settings.width * mlp_width(self.settings)
+        return products * 2 * self.settings.width * self.settings.hidden
 
     @torch.no_grad()
     def _initialize(self, seed: int) -> None:

@@ -84,13 +84,20 @@ def attend(
     *,
     by_products: bool,
     dropout: float = 0.0,
+    window: int | None = None,
 ) -> Float[Tensor, "batch heads time channels"]:
     """Causal attention; the queries are the last of the keys' positions.
+
+    With a `window` each sees only so many of the last positions, its own among them.
 
     `by_products` is two plain batched products: on CPUs with matrix units its backward
     pass is faster than the fused kernel's, as long as the context is short.
     """
     time, past = q.shape[-2], k.shape[-2]
+    if window is not None and past > window:
+        mask = torch.ones(time, past, dtype=torch.bool, device=q.device).tril(past - time)
+        mask = mask.triu(past - time - window + 1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     if time == 1:  # the last position, which sees all
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     if by_products:
@@ -118,7 +125,7 @@ class Shift(nn.Module):
         super().__init__()
         self.weights = nn.ParameterList(torch.zeros(width) for _ in range(count))
 
-    def forward(self, x: Tensor, cache: "KeyValueCache | None", place: str) -> Tensor:
+    def forward(self, x: Tensor, cache: "Cache | None", place: str) -> Tensor:
         """`x`, mixed; a cache remembers the end of it, by the name of the place."""
         count, out = len(self.weights), x
         if count == 1 and x.shape[1] == 1 and cache is not None and place in cache.past:
@@ -137,7 +144,7 @@ def dropped(drop: nn.Dropout, x: Tensor) -> Tensor:
     return out
 
 
-def before(x: Tensor, count: int, cache: "KeyValueCache | None", place: str) -> Tensor:
+def before(x: Tensor, count: int, cache: "Cache | None", place: str) -> Tensor:
     """`x` after the `count` positions that precede it; zeros where there are none."""
     past = None if cache is None else cache.past.get(place)
     if past is None:
@@ -148,14 +155,26 @@ def before(x: Tensor, count: int, cache: "KeyValueCache | None", place: str) -> 
     return longer
 
 
-class KeyValueCache:
+class Cache:
+    """What is remembered of a text."""
+
+    def __init__(self) -> None:
+        self.past: dict[str, Tensor] = {}  # by place: last inputs, states, angles
+        self.length = 0
+
+    @property
+    def floats(self) -> int:
+        """How many numbers are kept."""
+        return sum(kept.numel() for kept in self.past.values())
+
+
+class KeyValueCache(Cache):
     """Keys and values of the positions seen so far, for every layer."""
 
     def __init__(self, layers: int, shape: tuple[int, int, int, int], like: Tensor) -> None:
+        super().__init__()
         self._keys = [like.new_empty(shape) for _ in range(layers)]
         self._values = [like.new_empty(shape) for _ in range(layers)]
-        self.past: dict[str, Tensor] = {}  # the last inputs of what looks a few positions back
-        self.length = 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add positions to a layer, and return all that it has."""

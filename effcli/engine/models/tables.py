@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from effcli.engine.models.layers import KeyValueCache, before
+from effcli.engine.models.layers import Cache, before
 from effcli.settings.model import GPTSettings
 
 
@@ -24,7 +24,7 @@ class Tables(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled, gradients are dense
     def forward(
-        self, x: Float[Tensor, "batch time width"], tokens: Tensor, cache: KeyValueCache | None
+        self, x: Float[Tensor, "batch time width"], tokens: Tensor, cache: Cache | None
     ) -> tuple[Float[Tensor, "batch time width"], list[Tensor]]:
         """`x` with what the pairs of tokens add to it, and what to add to each layer's values."""
         if hasattr(self, "pair_table"):

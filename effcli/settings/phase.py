@@ -1,0 +1,65 @@
+"""The shape of a phase model."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from effcli.settings.base import Count, Flag
+from effcli.settings.model import GPTSettings
+
+_PHASES = "Phases"
+TAPS = 4
+"""Positions that the short convolution of queries and keys sees."""
+RANK = 16
+"""Of the map from features to phase increments."""
+
+
+class PhaseSettings(GPTSettings):
+    """A language model whose layers remember by interference. The rest is the modern recipe's."""
+
+    place: ClassVar[str] = "effcli.engine.models.phase:Phase"
+    name: Literal["phase"] = "phase"  # type: ignore[assignment]
+    positions: Literal["none"] = "none"  # type: ignore[assignment]
+    """Positions are known by what decays and turns."""
+    phase: Annotated[
+        Literal["data", "rope", "none"], Flag(panel=_PHASES, choices=("data", "rope", "none"))
+    ] = "data"
+    """What turns keys and queries: the text, the position alone (Su et al. 2021), or nothing."""
+    hybrid: Annotated[int, Field(ge=0), Flag(panel=_PHASES, metavar="N")] = 0
+    """Every N-th layer is softmax attention to the last `window` positions; 0 has none."""
+    window: Count = 256
+    """Positions that a layer of attention sees."""
+    states: Annotated[int, Field(ge=1, le=3), Flag(panel=_PHASES, metavar="1|2|3")] = 1
+    """Memories of each head, which forget at different rates."""
+    write: Annotated[Literal["add", "delta"], Flag(panel=_PHASES, choices=("add", "delta"))] = "add"
+    """`delta` takes back what the memory says of a key before it writes (Yang et al. 2024)."""
+    score: Literal["real", "complex"] = "real"
+    """Weigh values by the real part of the interference, or multiply phasors by all of it."""
+    tracker: bool = False
+    """The first head of each layer turns and forgets as counting needs it."""
+    resets: bool = False
+    """Forget everything where a document ends."""
+    chunk: Count = 64
+    """Positions that are computed at once in training; changes speed, not what is computed."""
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError("phases need an even number of channels per head")
+        if self.write == "delta" and self.states > 1:
+            raise ValueError("write=delta keeps one state")
+        if not self.hybrid and self.window != PhaseSettings.model_fields["window"].default:
+            raise ValueError("window has no effect without hybrid")
+        if self.phase != "data" and self.tracker:
+            raise ValueError("tracker has no effect unless phase is data")
+        if self.hybrid == 1 and (self.states, self.write, self.score) != (1, "add", "real"):
+            raise ValueError("with hybrid=1 no layer has a memory to set")
+        return self
+
+    @property
+    def hidden(self) -> int:
+        """Channels of the MLP: a block has as many weights as a GPT's of the same width."""
+        products = 3 if self.activation == "swiglu" else 2
+        own = self.width + self.heads * (self.states + 1) + 2 * TAPS
+        own += RANK + RANK // 2 if self.phase == "data" else 0
+        return max(8, round((super().hidden - own / products) / 8) * 8)
