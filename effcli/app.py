@@ -14,7 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from effcli import __version__, launch
-from effcli.commands import aql, distill
+from effcli.commands import aql, distill, qllm
 from effcli.commands.baseline import baseline
 from effcli.commands.bench import bench
 from effcli.commands.doctor import doctor
@@ -46,6 +46,7 @@ from effcli.settings.distill import CacheSettings, CheckSettings, DistillSetting
 from effcli.settings.export import ExportSettings
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
+from effcli.settings.qllm import QllmSettings, WriteSettings
 from effcli.settings.reading import DoctorSettings, ReportSettings, VerifySettings
 from effcli.ui.console import flush, show_error
 
@@ -69,6 +70,8 @@ students = mount_group(app, "distill", DistillSettings, distill.train, "train", 
 mount(students, "cache", CacheSettings, distill.cache)
 mount(students, "pack", PackSettings, distill.pack)
 mount(students, "verify", CheckSettings, distill.verify)
+waves = mount_group(app, "qllm", QllmSettings, qllm.train, "train", in_parallel=True)
+mount(waves, "generate", WriteSettings, qllm.generate)
 mount(app, "export", ExportSettings, export)
 mount(app, "generate", GenerateSettings, generate)
 mount(app, "report", ReportSettings, report)

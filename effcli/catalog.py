@@ -23,6 +23,7 @@ METHODS = Registry(
         "aql": "effcli.settings.aql:AqlSettings",
         "baseline": "effcli.settings.baseline:BaselineSettings",
         "distill": "effcli.settings.distill:DistillSettings",
+        "qllm": "effcli.settings.qllm:QllmSettings",
     },
 )
 

@@ -1,15 +1,22 @@
 """`eff generate`."""
 
+from typing import Any
+
 from rich.text import Text
 
 from effcli.commands.mount import Given
 from effcli.safe import safe
+from effcli.settings.generate import GenerateSettings
 from effcli.ui.console import Screen
 
 
 def generate(given: Given, screen: Screen) -> None:
     """Continue a text with a trained run."""
-    settings = given.resolve().settings
+    show(given.resolve().settings, screen)
+
+
+def show(settings: GenerateSettings, screen: Screen) -> None:
+    """Write, on the screen as it comes, or all at once as a document."""
     from effcli.engine.interrupt import Interrupt
     from effcli.methods.generate import stream, texts
 
@@ -23,7 +30,7 @@ def generate(given: Given, screen: Screen) -> None:
             screen.out.print()
             return
         written = texts(settings, stop, screen.note)
-    results = [
+    results: list[dict[str, Any]] = [
         {"prompt": prompt, "texts": several}
         for prompt, several in zip(settings.prompts, written, strict=True)
     ]

@@ -40,7 +40,7 @@ from effcli.engine.runs.page import write_page
 from effcli.engine.runs.report import Report, report_of
 from effcli.engine.runs.rundir import ENV, status
 from effcli.engine.runs.tracking import require, tracked
-from effcli.engine.runs.trained import build_model, require_memory
+from effcli.engine.runs.trained import new_model
 from effcli.errors import EffError, InputError, Stopped
 from effcli.settings.train import TrainSettings
 
@@ -86,8 +86,7 @@ class Session:
         device = Device(settings.device)
         device.processes.share(settings.batch.sequences)
         vocab_size = self.corpus.tokenizer.vocab_size
-        require_memory(settings.model, vocab_size, device)
-        model = build_model(settings.model, vocab_size, settings.seed)
+        model = new_model(settings.model, vocab_size, settings.seed, device)
         token_bytes = self.corpus.tokenizer.token_bytes
         amount = settings.evaluation.tokens
         self.held_out = HeldOut.of(self.corpus.val, token_bytes, model.context, amount)

@@ -3,11 +3,21 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from effcli.settings.base import Count, Flag, Settings
 from effcli.settings.train import DeviceSettings
 
+
+def _are_texts(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    if any("\ud800" <= character <= "\udfff" for prompt in prompts for character in prompt):
+        raise ValueError("not valid UTF-8")
+    return prompts or ("",)
+
+
+Prompts = Annotated[
+    tuple[str, ...], AfterValidator(_are_texts), Flag(positional=True, metavar="PROMPT")
+]
 Mark = Annotated[str, Field(min_length=1)]
 
 
@@ -41,14 +51,7 @@ class GenerateSettings(SamplingSettings):
 
     run: Annotated[Path, Flag(positional=True, metavar="RUN")]
     """Folder of a run, or the packed file of a student."""
-    prompts: Annotated[tuple[str, ...], Flag(positional=True, metavar="PROMPT")] = ("",)
+    prompts: Prompts = ("",)
     """Texts to continue, all at once; without one, a new document is begun."""
-
-    @field_validator("prompts")
-    @classmethod
-    def _are_texts(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
-        if any("\ud800" <= character <= "\udfff" for prompt in prompts for character in prompt):
-            raise ValueError("not valid UTF-8")
-        return prompts or ("",)
 
     device: DeviceSettings = DeviceSettings(compile="off")

@@ -21,6 +21,8 @@ class PhaseSettings(GPTSettings):
     name: Literal["phase"] = "phase"  # type: ignore[assignment]
     positions: Literal["none"] = "none"  # type: ignore[assignment]
     """Positions are known by what decays and turns."""
+    qk_norm: Literal[True] = True
+    """Keys and queries are phasors of length 1."""
     phase: Annotated[
         Literal["data", "rope", "none"], Flag(panel=_PHASES, choices=("data", "rope", "none"))
     ] = "data"

@@ -9,6 +9,7 @@ import torch
 from effcli.catalog import MODELS
 from effcli.engine.data.tokenizers import Tokenizer, describe
 from effcli.engine.device import Device
+from effcli.engine.measure.causality import require_causal
 from effcli.engine.models.layers import Linear
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.runs import checkpoint
@@ -25,6 +26,13 @@ def build_model(settings: PartSettings, vocab_size: int, seed: int) -> LanguageM
     """A model with its initial weights."""
     model: LanguageModel = resolve_place(settings.place)(settings, vocab_size, seed)
     return model
+
+
+def new_model(settings: PartSettings, vocab_size: int, seed: int, device: Device) -> LanguageModel:
+    """A model to train, if it fits here and does not look ahead."""
+    require_memory(settings, vocab_size, device)
+    require_causal(build_model(settings, vocab_size, seed))
+    return build_model(settings, vocab_size, seed)
 
 
 @torch.no_grad()

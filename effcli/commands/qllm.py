@@ -1,0 +1,23 @@
+"""`eff qllm`."""
+
+from effcli.commands.generate import show
+from effcli.commands.mount import Given
+from effcli.commands.training import run_training
+from effcli.ui.console import Screen
+
+
+def train(given: Given, screen: Screen) -> None:
+    """Train a language model whose layers remember by interference of phases.
+
+    `eff qllm generate` writes with it. `--arch gpt` trains the GPT of equal size on the same
+    text in the same order; every report sets both beside each other.
+    """
+    run_training("qllm", given, screen)
+
+
+def generate(given: Given, screen: Screen) -> None:
+    """Continue a text with the newest phase model, in memory that does not grow."""
+    settings = given.resolve().settings
+    from effcli.methods.qllm import found
+
+    show(settings.of(found(settings.run)), screen)

@@ -1,0 +1,81 @@
+"""`eff qllm`: a phase model, how its phases begin, and what is looked at besides its loss."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from effcli.catalog import MODELS
+from effcli.settings.base import Flag, Settings, part
+from effcli.settings.generate import GenerateSettings, Prompts, SamplingSettings
+from effcli.settings.phase import PhaseSettings
+from effcli.settings.train import DeviceSettings, EvaluationSettings, TrainSettings
+
+_PHASES = "Phases"
+STARTS = ("random", "semantic", "frequency", "golden")
+
+
+class QllmSettings(TrainSettings):
+    """What `eff qllm train` adds to any training command."""
+
+    arch: Annotated[
+        Literal["phase", "gpt"], Flag(panel="What to train", choices=("phase", "gpt"))
+    ] = "phase"
+    """`gpt` trains the model of equal size that a phase model is compared with."""
+    phase_init: Annotated[
+        Literal["random", "semantic", "frequency", "golden"], Flag(panel=_PHASES, choices=STARTS)
+    ] = "random"
+    """Where the phases of tokens begin: by the company that they keep, by how often they occur,
+    by their number, or at random."""
+    energies: Annotated[
+        Literal["report", "on", "off"], Flag(panel=_PHASES, choices=("report", "on", "off"))
+    ] = "report"
+    """Coherence, interference and entanglement: measured at the end, trained on, or neither."""
+    model: part(MODELS) = PhaseSettings()  # type: ignore[valid-type]
+    """The model; its size is that of the preset."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @classmethod
+    def ground(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """Which model the preset is for."""
+        if given.get("arch") == "gpt":
+            return "--arch gpt", {"model": {"name": "gpt"}}
+        return "--arch phase", {"model": {"positions": "none", "qk_norm": True}}
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if self.arch != ("phase" if isinstance(self.model, PhaseSettings) else "gpt"):
+            raise ValueError(f"arch {self.arch} and model.name {self.model.name} contradict")
+        if self.arch == "gpt":
+            for name in ("phase_init", "energies"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} has no effect without phases: --arch phase")
+        return self
+
+
+class WriteSettings(SamplingSettings):
+    """What `eff qllm generate` needs."""
+
+    prompts: Prompts = ("",)
+    """Texts to continue, all at once; without one, a new document is begun."""
+    run: Annotated[Path | None, Flag(panel="Text", metavar="RUN")] = None
+    """Folder of a run; by default the newest of a phase model."""
+    device: DeviceSettings = DeviceSettings(compile="off")
+
+    def of(self, run: Path) -> GenerateSettings:
+        """The same for a run that was found."""
+        return GenerateSettings(**{**self.model_dump(), "run": run})
+
+
+class InspectSettings(Settings):
+    """What `eff qllm inspect` is told."""
+
+    run: Annotated[Path, Flag(positional=True, metavar="RUN")]
+    """Folder of a trained phase model."""
+    text: Annotated[str | None, Flag(panel="What to look at", metavar="TEXT")] = None
+    """Whose interference is drawn; by default the beginning of the held-out text."""
+    out: Annotated[Path | None, Flag(panel="Output", metavar="FILE")] = None
+    """Where the page goes; by default inspect.html in the run's folder."""
+    windows: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Of held-out text, that figures are measured on."""
