@@ -39,8 +39,6 @@ class PhaseSettings(GPTSettings):
     """Weigh values by the real part of the interference, or multiply phasors by all of it."""
     tracker: bool = False
     """The first head of each layer turns and forgets as counting needs it."""
-    resets: bool = False
-    """Forget everything where a document ends."""
     chunk: Count = 64
     """Positions that are computed at once in training; changes speed, not what is computed."""
 

@@ -35,11 +35,11 @@ OF_ONE = {
     "chunks": ("phase", ["model.chunk=8", "model.states=3"]),
     "delta": ("phase", ["model.chunk=10", "model.write=delta"]),
     "complex": ("phase", ["model.chunk=8", "model.score=complex", "model.phase=rope"]),
-    "still": ("phase", ["model.phase=none", "model.resets=true"]),
+    "still": ("phase", ["model.phase=none"]),
     "tracker": ("phase", ["model.tracker=true"]),
 }
-LEARNED = ("learned", "textbook")  # positions, which a phase model has no use for
-CASES = [(n, s) for n in MODELS for s in SHAPES if n != "phase" or s not in LEARNED]
+UNPHASED = ("learned", "textbook", "plain")  # positions, or keys that are not phasors
+CASES = [(n, s) for n in MODELS for s in SHAPES if n != "phase" or s not in UNPHASED]
 CASES += [(name, shape) for shape, (name, _) in OF_ONE.items()]
 
 

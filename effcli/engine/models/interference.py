@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-SMALLEST = -30.0  # log of a decay; what is 1e-13 of itself is forgotten, and nothing is infinite
+SMALLEST = -30.0  # log of a decay: what is left of 1 is forgotten, and nothing is infinite
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def interfere(
     """What each position reads, and the state after the last, if it `keeps` that.
 
     Within chunks everything is a product of matrices; states pass from chunk to chunk in
-    float32. `blend` weighs the states of a head, where it has several.
+    the type of the decays. `blend` weighs the states of a head, where it has several.
     """
     time = told.q.shape[2]
     size = min(chunk, time)
@@ -97,9 +97,9 @@ def _solved(
 
     w_t = β_t (v_t - e^{g_t} S_{t-1}ᵀ k_t) is (I + L) w = β (v - e^G S_0ᵀ k), with L strictly lower.
     """
-    share, keys = strength.unsqueeze(-1), k.float()
+    share, keys = strength.unsqueeze(-1), k.to(sums.dtype)
     lower = (share * weights * (keys @ keys.mT)).tril(-1)
-    right = torch.cat((v.float(), share * sums[:, :, 0].exp().unsqueeze(-1) * keys), dim=-1)
+    right = torch.cat((v.to(sums.dtype), share * sums[:, :, 0].exp().unsqueeze(-1) * keys), dim=-1)
     solved = torch.linalg.solve_triangular(lower, right, upper=False, unitriangular=True)
     written, taken = solved.to(v.dtype).split([v.shape[-1], k.shape[-1]], dim=-1)
     return written, taken
@@ -114,7 +114,7 @@ def _read(q: Tensor, sums: Tensor, state: Tensor, blend: Tensor | None) -> Tenso
 def _after(k: Tensor, written: Tensor, sums: Tensor, state: Tensor | None) -> Tensor:
     last = sums[..., -1:]
     kept = k.unsqueeze(2) * (last - sums).exp().to(k.dtype).unsqueeze(-1)
-    added = (kept.mT @ written.unsqueeze(2)).float()
+    added = (kept.mT @ written.unsqueeze(2)).to(sums.dtype)
     return added if state is None else last.exp().unsqueeze(-1) * state + added
 
 

@@ -85,15 +85,16 @@ class PhaseMixer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch time width"],
-        ends: Tensor | None,
+        told: None,
         cache: Cache | None,
         layer: int,
         extra: Tensor | None,
     ) -> Float[Tensor, "batch time width"]:
         """What every position takes from those before it; `extra` is added to the values."""
+        del told  # phases know positions by themselves
         v = self.value(x) if extra is None else self.value(x) + extra.to(x.dtype)
         angles = self.phases(x, cache, f"{layer}.angles")
-        read = self.read(x, self.by_head(v), angles, ends, cache, layer)
+        read = self.read(x, self.by_head(v), angles, cache, layer)
         y = rms_norm(read).transpose(1, 2).flatten(2).to(x.dtype)
         out: Tensor = self.output(y * F.silu(self.gate(x)))
         return out
@@ -103,7 +104,6 @@ class PhaseMixer(nn.Module):
         x: Tensor,
         v: Tensor,
         angles: Tensor | None,
-        ends: Tensor | None,
         cache: Cache | None,
         layer: int,
     ) -> Float[Tensor, "batch heads time channels"]:
@@ -154,7 +154,6 @@ class Interference(PhaseMixer):
         x: Tensor,
         v: Tensor,
         angles: Tensor | None,
-        ends: Tensor | None,
         cache: Cache | None,
         layer: int,
     ) -> Float[Tensor, "batch heads time channels"]:
@@ -164,8 +163,6 @@ class Interference(PhaseMixer):
         q, k = (self.phasors(part, angles) for part in both.chunk(2, dim=-1))
         q = q * self.temperature.exp().view(-1, 1, 1)
         decays = -F.softplus(self.decay(x).float()).clamp(max=-SMALLEST)
-        if ends is not None:
-            decays = decays.masked_fill(ends.unsqueeze(2), SMALLEST)
         decays = decays.view(*x.shape[:2], self.heads, self.states).permute(0, 2, 3, 1)
         strength = self.strength(x).float().sigmoid().transpose(1, 2)
         v = v * strength.unsqueeze(-1).to(v.dtype)
@@ -205,12 +202,10 @@ class PhaseAttention(PhaseMixer):
         x: Tensor,
         v: Tensor,
         angles: Tensor | None,
-        ends: Tensor | None,
         cache: Cache | None,
         layer: int,
     ) -> Float[Tensor, "batch heads time channels"]:
         """What each head reads."""
-        del ends  # which are behind the window soon enough
         scale = self.channels**0.5  # attention divides by it
         q, k = (
             self.phasors(self.query(x), angles) * scale,
@@ -243,16 +238,6 @@ def half_lives(s: PhaseSettings, layer: int) -> Tensor:
 
 class PhaseTrunk(Trunk):
     """From token ids to the last features."""
-
-    def __init__(self, s: GPTSettings, vocab_size: int) -> None:
-        super().__init__(s, vocab_size)
-        assert isinstance(s, PhaseSettings)
-        self.end = vocab_size - 1 if s.resets else None  # a tokenizer's last id is its separator
-
-    def told(self, tokens: Tensor, start: int) -> Tensor | None:
-        """Where documents begin, if memories are to forget what was before."""
-        del start  # which phases know by themselves
-        return None if self.end is None else tokens == self.end
 
     def mixer(self, s: GPTSettings, layer: int) -> nn.Module:
         """A memory, or at every `hybrid`-th layer attention."""
