@@ -1,0 +1,215 @@
+"""A layer that names what a position is about: a few of many codes, shared by all languages."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from effcli.engine.models.layers import Linear, generators, rms_norm
+from effcli.engine.phase.coherence import exact, rotate
+
+LEAST_USE = 0.1  # of an even share; a code used less for long is dead
+USAGE_DECAY = 0.99
+SHARPNESS = 10.0  # of the softmax over cosines, at first
+PRIOR = 2.0  # logits that a token adds to its own concept, at first
+
+
+class LanguagePhases(nn.Module):
+    """An angle for each pair, for each language: a unitary map, none at first."""
+
+    def __init__(self, languages: int, pairs: int) -> None:
+        super().__init__()
+        self.angles_embedding = nn.Parameter(torch.zeros(languages, pairs))
+
+    def forward(
+        self, x: Float[Tensor, "batch time width"], languages: Int[Tensor, "batch #time"]
+    ) -> Float[Tensor, "batch time width"]:
+        """Turn what all languages share into these languages."""
+        return rotate(x, self.angles_embedding[languages])
+
+    def undo(
+        self, x: Float[Tensor, "batch time width"], languages: Int[Tensor, "batch #time"]
+    ) -> Float[Tensor, "batch time width"]:
+        """Turn it back."""
+        return rotate(x, -self.angles_embedding[languages])
+
+
+class Concepts(nn.Module):
+    """Adds to each position what the codes nearest to it say; nothing at first.
+
+    x + R W_o Σ_k a_k c_k with a = the `top` largest of softmax(cos(W_c R⁻¹x, C) / τ), which are
+    scaled to a sum of 1. R turns the shared space into a position's language. Pointwise, so
+    causal. `vocab_size` gives each token a bias for concepts, for text whose tokens mean
+    something alone; bytes do not.
+    """
+
+    usage: Tensor
+    """Share of each code in what was observed, a moving mean."""
+    idle: Tensor
+    """Observations since each code had its least share."""
+
+    def __init__(
+        self,
+        width: int,
+        codes: int = 512,
+        *,
+        channels: int | None = None,
+        top: int = 4,
+        languages: int = 1,
+        vocab_size: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        channels = channels or width
+        self.top = min(top, codes)
+        self.query = Linear(width, channels, bias=False)
+        self.codes_embedding = nn.Parameter(torch.empty(codes, channels))
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
+        self.output = Linear(channels, width, bias=False)
+        if languages > 1:
+            self.phases = LanguagePhases(languages, width // 2)
+        if vocab_size:
+            self.prior_table = nn.Embedding(vocab_size, codes, sparse=True)
+        self.register_buffer("usage", torch.full((codes,), 1 / codes))
+        self.register_buffer("idle", torch.zeros(codes, dtype=torch.long))
+        self.initialize(seed)
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Set all weights, from the seed and their names alone."""
+        for name, parameter, generator in generators(self, seed):
+            if name == "log_sharpness":
+                parameter.fill_(math.log(SHARPNESS))
+            elif name in ("query.weight", "codes_embedding"):
+                parameter.normal_(0.0, 1 / math.sqrt(parameter.shape[1]), generator=generator)
+            else:
+                parameter.zero_()
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time width"],
+        tokens: Int[Tensor, "batch time"] | None = None,
+        languages: Int[Tensor, "batch #time"] | None = None,
+    ) -> tuple[Float[Tensor, "batch time width"], Float[Tensor, "batch time codes"]]:
+        """`x` with its concepts added, and how probable each code was, in float32.
+
+        `tokens` are needed where there is a prior, `languages` where there are several.
+        """
+        probable = self.assign(x, tokens, languages)
+        weights = strongest(probable, self.top).to(x.dtype)
+        added = self.output(weights @ self.codes_embedding.to(x.dtype))
+        if languages is not None:
+            added = self.phases(added, languages)
+        return x + added, probable
+
+    def assign(
+        self,
+        x: Float[Tensor, "batch time width"],
+        tokens: Int[Tensor, "batch time"] | None = None,
+        languages: Int[Tensor, "batch #time"] | None = None,
+    ) -> Float[Tensor, "batch time codes"]:
+        """How probable each code is, with a sum of 1 over codes, in float32."""
+        assert (tokens is not None) == hasattr(self, "prior_table"), "a prior needs tokens"
+        query = self.queries(x, languages)
+        with torch.autocast(x.device.type, enabled=False):
+            near = query @ F.normalize(exact(self.codes_embedding), dim=-1).T
+        logits = self.log_sharpness.exp() * near
+        if tokens is not None:
+            logits = logits + self.prior_table(tokens)
+        return logits.softmax(-1)
+
+    def queries(
+        self,
+        x: Float[Tensor, "batch time width"],
+        languages: Int[Tensor, "batch #time"] | None = None,
+    ) -> Float[Tensor, "batch time channels"]:
+        """What codes are compared with: directions of length 1, in float32."""
+        assert (languages is not None) == hasattr(self, "phases"), "several need theirs"
+        if languages is not None:
+            x = self.phases.undo(x, languages)
+        return F.normalize(exact(self.query(rms_norm(x))), dim=-1)
+
+    @torch.no_grad()
+    def observe(self, probable: Float[Tensor, "batch time codes"]) -> None:
+        """Count the codes that a training step used; once for each step."""
+        share = strongest(probable, self.top).mean((0, 1))
+        self.usage.lerp_(share, 1 - USAGE_DECAY)
+        is_dead = self.usage < LEAST_USE / len(self.usage)
+        self.idle.copy_(torch.where(is_dead, self.idle + 1, 0))
+
+    @torch.no_grad()
+    def reseed(
+        self,
+        queries: Float[Tensor, "positions channels"],
+        losses: Float[Tensor, " positions"],
+        generator: torch.Generator,
+        patience: int = 2000,
+    ) -> int:
+        """Move codes that were dead for `patience` observations to where losses are high.
+
+        Positions are drawn without return by their losses, which are ≥ 0, on the CPU. Returns how
+        many codes were moved; they begin anew with an even share.
+        """
+        dead = (self.idle >= patience).nonzero().flatten()[: int((losses > 0).sum())]
+        if not len(dead):
+            return 0
+        drawn = torch.multinomial(losses.float().cpu(), len(dead), generator=generator)
+        chosen = F.normalize(queries[drawn.to(queries.device)], dim=-1)
+        self.codes_embedding[dead] = chosen.to(self.codes_embedding.dtype)
+        self.usage[dead], self.idle[dead] = 1 / len(self.usage), 0
+        return len(dead)
+
+    @torch.no_grad()
+    def set_prior(self, coordinates: NDArray[Any], seed: int = 0) -> None:
+        """Bias each token to the concept of its cluster among these coordinates (vocab, axes).
+
+        Rows of zeros, tokens that are not known, get no bias.
+        """
+        from sklearn.cluster import KMeans
+        from threadpoolctl import threadpool_limits
+
+        table, codes = self.prior_table.weight.zero_(), len(self.usage)
+        known = np.flatnonzero((coordinates != 0).any(1))
+        if not len(known):
+            return
+        means = KMeans(min(codes, len(known)), n_init=1, max_iter=20, random_state=seed % 2**32)
+        with threadpool_limits(1):  # more threads would add in another order
+            clusters = means.fit_predict(coordinates[known])
+        table[torch.from_numpy(known), torch.from_numpy(clusters).long()] = PRIOR
+
+    def forward_flops(self, batch: int, time: int) -> float:
+        """Products of one forward pass: 2·m·n·k each, zeros among the weights included."""
+        codes, channels = self.codes_embedding.shape
+        width = self.query.in_features
+        return float(batch * time * 4 * channels * (width + codes))
+
+
+def strongest(probable: Float[Tensor, "*any codes"], top: int) -> Float[Tensor, "*any codes"]:
+    """The `top` largest, scaled to a sum of 1; the others are 0."""
+    values, places = probable.topk(top, dim=-1)
+    values = values / values.sum(-1, keepdim=True)
+    return torch.zeros_like(probable).scatter(-1, places, values)
+
+
+def information(probable: Float[Tensor, "*any codes"]) -> Float[Tensor, ""]:
+    """(H(mean a) - mean H(a)) / log K: what a position tells about its code, in 0..1.
+
+    1 where every position is sure of one code and all codes are used alike (Krause et al. 2010);
+    0 where all positions say the same.
+    """
+    rows = exact(probable).flatten(0, -2)
+    return (_entropy(rows.mean(0)) - _entropy(rows).mean()) / math.log(rows.shape[-1])
+
+
+def usage_perplexity(usage: Float[Tensor, " codes"]) -> Float[Tensor, ""]:
+    """exp(H) / K of the codes' shares: the share of codes in use, in 1/K..1."""
+    return _entropy(exact(usage) / usage.sum()).exp() / len(usage)
+
+
+def _entropy(shares: Tensor) -> Tensor:
+    return -(shares * shares.clamp(min=torch.finfo(shares.dtype).tiny).log()).sum(-1)

@@ -1,0 +1,200 @@
+"""The concept layer starts as nothing, stays pointwise, and uses its codes."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from effcli.engine.phase.coherence import rotate
+from effcli.engine.phase.concepts import (
+    PRIOR,
+    Concepts,
+    information,
+    strongest,
+    usage_perplexity,
+)
+
+WIDTH, CODES = 16, 24
+
+
+def _layer(*, awake: bool = True, **how: int) -> Concepts:
+    layer = Concepts(WIDTH, CODES, **how)
+    if awake:  # an output, and languages and priors that differ
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in layer.named_parameters():
+            if name != "log_sharpness" and not parameter.any():
+                parameter.data.normal_(generator=generator)
+    return layer
+
+
+def test_at_first_nothing_is_added() -> None:
+    layer = _layer(awake=False, languages=2, vocab_size=9)
+    x = torch.randn(2, 7, WIDTH)
+    out, _ = layer(x, torch.randint(9, (2, 7)), torch.tensor([[0], [1]]))
+    assert torch.equal(out, x)
+    out.square().sum().backward()
+    assert layer.output.weight.grad is not None
+    assert layer.output.weight.grad.abs().sum() > 0  # and it can begin to move
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    one, same, other = _layer(seed=3), _layer(seed=3), _layer(seed=4)
+    assert torch.equal(one.codes_embedding, same.codes_embedding)
+    assert not torch.equal(one.codes_embedding, other.codes_embedding)
+
+
+def test_each_position_sees_itself_alone() -> None:
+    layer = _layer(languages=2, vocab_size=9)
+    x, tokens = torch.randn(2, 7, WIDTH), torch.randint(9, (2, 7))
+    languages = torch.randint(2, (2, 7))
+    changed = x.clone()
+    changed[0, 3] += 1
+    before, after = (layer(each, tokens, languages)[0] for each in (x, changed))
+    is_other = (before != after).any(-1)
+    assert is_other.nonzero().tolist() == [[0, 3]]
+
+
+@given(top=st.integers(1, 40), sharpness=st.floats(0.1, 60), seed=st.integers(0, 999))
+@settings(max_examples=25)
+def test_the_strongest_codes_share_a_weight_of_one(top: int, sharpness: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    probable = (sharpness * torch.randn(3, 5, CODES, generator=generator)).softmax(-1)
+    weights = strongest(probable, min(top, CODES))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 5))
+    assert ((weights > 0).sum(-1) <= top).all()
+    assert torch.equal(weights.argmax(-1), probable.argmax(-1))
+    assert 0 <= information(probable) + 1e-6 <= 1 + 2e-6
+
+
+def test_information_is_one_for_sure_and_even_codes_and_zero_for_one_answer() -> None:
+    assert information(torch.eye(CODES)).item() == pytest.approx(1)
+    assert information(torch.full((4, 6, CODES), 1 / CODES)).item() == pytest.approx(0, abs=1e-6)
+    alike = torch.eye(CODES)[3].expand(4, 6, CODES)
+    assert information(alike).item() == pytest.approx(0, abs=1e-6)
+    assert usage_perplexity(torch.ones(CODES)).item() == pytest.approx(1)
+    assert usage_perplexity(torch.eye(CODES)[0]).item() == pytest.approx(1 / CODES)
+    sure = torch.eye(CODES).requires_grad_()
+    information(sure).backward()
+    assert sure.grad is not None
+    assert sure.grad.isfinite().all()
+
+
+def test_gradients_reach_all_codes_and_all_else() -> None:
+    layer = _layer(languages=2, vocab_size=9)
+    out, probable = layer(
+        torch.randn(2, 7, WIDTH), torch.randint(9, (2, 7)), torch.tensor([[0], [1]])
+    )
+    (out.square().mean() - information(probable)).backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        gradient = parameter.grad.to_dense()
+        assert gradient.isfinite().all(), name
+        assert gradient.abs().sum() > 0, name
+    assert layer.codes_embedding.grad is not None
+    assert (layer.codes_embedding.grad.abs().sum(1) > 0).all()
+
+
+def test_languages_are_turned_and_not_changed() -> None:
+    layer = _layer(languages=3)
+    x, languages = torch.randn(2, 5, WIDTH), torch.tensor([[1], [2]])
+    there = layer.phases(x, languages)
+    torch.testing.assert_close(there.norm(dim=-1), x.norm(dim=-1))
+    torch.testing.assert_close(layer.phases.undo(there, languages), x)
+    basis = rotate(torch.eye(WIDTH), layer.phases.angles_embedding[1])
+    torch.testing.assert_close(basis @ basis.T, torch.eye(WIDTH))
+    layer.phases.angles_embedding.data[0] = 0
+    shared, same = layer(x, None, torch.zeros_like(languages))
+    turned, probable = layer(there, None, languages)
+    torch.testing.assert_close(probable, same)  # one concept, whatever the language
+    torch.testing.assert_close(turned, layer.phases(shared, languages))
+
+
+def test_a_saved_layer_goes_on_bit_for_bit() -> None:
+    one, other = _layer(vocab_size=9), _layer(vocab_size=9, seed=5)
+    x, tokens = torch.randn(2, 7, WIDTH), torch.randint(9, (2, 7))
+    one.observe(one(x, tokens)[1])
+    file = io.BytesIO()
+    torch.save(one.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for layer in (one, other):
+        layer.observe(layer(x, tokens)[1])
+    assert torch.equal(one(x, tokens)[0], other(x, tokens)[0])
+    assert torch.equal(one.usage, other.usage)
+    assert torch.equal(one.idle, other.idle)
+
+
+def _train(layer: Concepts, centers: Tensor, steps: int) -> None:
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    meaning = torch.randn(16, WIDTH, generator=generator)
+    for _ in range(steps):
+        topics = torch.randint(16, (8, 16), generator=generator)
+        x = centers[topics] + 0.3 * torch.randn(8, 16, WIDTH, generator=generator)
+        out, probable = layer(x)
+        loss = F.mse_loss(out - x, meaning[topics]) - 0.01 * information(probable)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        layer.observe(probable)
+
+
+def test_topics_spread_over_the_codes() -> None:
+    layer = Concepts(WIDTH, 16)
+    centers = torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(2))
+    _train(layer, centers, 150)
+    _, probable = layer(centers[None])
+    assert usage_perplexity(layer.usage) >= 0.3
+    assert information(probable) > 0.5
+    assert len(probable[0].argmax(-1).unique()) >= 8
+
+
+def test_dead_codes_are_moved_to_where_losses_are_high() -> None:
+    layer = Concepts(WIDTH, CODES)
+    x = torch.randn(1, 1, WIDTH).expand(4, 8, WIDTH)  # one position: most codes die
+    for _ in range(500):
+        layer.observe(layer.assign(x))
+    assert usage_perplexity(layer.usage) < 0.3
+    queries = layer.queries(torch.randn(1, 50, WIDTH))[0]
+    losses = torch.cat((torch.zeros(20), torch.ones(30)))
+    before, alive = layer.codes_embedding.clone(), layer.idle < 100
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    moved = layer.reseed(queries, losses, torch.Generator().manual_seed(6), patience=100)
+    assert moved == CODES - int(alive.sum()) == CODES - 4
+    assert torch.equal(layer.codes_embedding[alive], before[alive])
+    nearness = layer.codes_embedding[~alive] @ queries.T
+    torch.testing.assert_close(nearness.max(1).values, torch.ones(moved))
+    assert (nearness.argmax(1) >= 20).all()  # and none to where nothing was lost
+    assert len(nearness.argmax(1).unique()) == moved
+    again = Concepts(WIDTH, CODES)
+    again.load_state_dict(state)
+    again.reseed(queries, losses, torch.Generator().manual_seed(6), patience=100)
+    assert torch.equal(again.codes_embedding, layer.codes_embedding)
+    assert layer.reseed(queries, losses, torch.Generator(), patience=100) == 0
+
+
+def test_a_prior_biases_tokens_of_a_cluster_to_one_concept() -> None:
+    layer = Concepts(WIDTH, 2, vocab_size=7)
+    coordinates = np.array([[1, 0], [1.1, 0], [0.9, 0], [-1, 1], [-1, 1.1], [0, 0], [-1, 0.9]])
+    layer.set_prior(coordinates)
+    prior = layer.prior_table.weight
+    assert not prior[5].any()  # not known
+    assert prior[0].max() == PRIOR
+    assert torch.equal(prior[0], prior[1])
+    assert torch.equal(prior[3], prior[6])
+    assert not torch.equal(prior[0], prior[3])
+    x, tokens = torch.zeros(1, 7, WIDTH), torch.arange(7)[None]
+    assert torch.equal(layer.assign(x, tokens)[0, 0].argmax(), prior[0].argmax())
+
+
+def test_work_is_counted_by_products() -> None:
+    layer = Concepts(WIDTH, CODES, channels=8)
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.randn(2, 5, WIDTH))
+    assert layer.forward_flops(2, 5) == counter.get_total_flops()
