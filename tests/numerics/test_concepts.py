@@ -1,6 +1,7 @@
 """The concept layer starts as nothing, stays pointwise, and uses its codes."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -145,14 +146,27 @@ def _train(layer: Concepts, centers: Tensor, steps: int) -> None:
         layer.observe(probable)
 
 
-def test_topics_spread_over_the_codes() -> None:
-    layer = Concepts(WIDTH, 16)
-    centers = torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(2))
+def test_topics_spread_over_the_codes_and_are_told_apart() -> None:
+    layer, generator = Concepts(WIDTH, 32), torch.Generator().manual_seed(2)
+    centers = torch.randn(16, WIDTH, generator=generator)
     _train(layer, centers, 150)
-    _, probable = layer(centers[None])
-    assert usage_perplexity(layer.usage) >= 0.3
-    assert information(probable) > 0.5
-    assert len(probable[0].argmax(-1).unique()) >= 8
+    x = centers.expand(8, 16, WIDTH) + 0.3 * torch.randn(8, 16, WIDTH, generator=generator)
+    probable = layer.assign(x).detach()
+    assert usage_perplexity(strongest(probable, 4).mean((0, 1))) >= 0.3
+    most = math.log(16) / math.log(32)  # that a code can tell of 16 topics
+    assert 0.85 * most < information(probable) <= most + 0.01
+    assert len(layer.assign(centers[None])[0].argmax(-1).unique()) == 16
+
+
+def test_half_precision_reaches_codes_in_full() -> None:
+    layer = _layer(languages=2)
+    x, languages = torch.randn(2, 7, WIDTH), torch.tensor([[0], [1]])
+    with torch.autocast("cpu", torch.bfloat16):
+        out, probable = layer(x.bfloat16(), None, languages)
+    assert out.dtype == torch.bfloat16
+    assert probable.dtype == torch.float32
+    torch.testing.assert_close(probable.sum(-1), torch.ones(2, 7))
+    torch.testing.assert_close(probable, layer(x, None, languages)[1], rtol=0, atol=0.05)
 
 
 def test_dead_codes_are_moved_to_where_losses_are_high() -> None:
