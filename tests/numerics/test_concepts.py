@@ -193,6 +193,15 @@ def test_dead_codes_are_moved_to_where_losses_are_high() -> None:
     assert layer.reseed(queries, losses, torch.Generator(), patience=100) == 0
 
 
+def test_a_code_in_use_is_not_idle() -> None:
+    layer = Concepts(WIDTH, CODES)
+    for code in (0, 0, 1):
+        for _ in range(300):
+            layer.observe(torch.eye(CODES)[code].expand(1, 1, CODES))
+    assert layer.idle[1] == 0
+    assert layer.idle[0] < 300 < layer.idle[2:].min()
+
+
 def test_a_prior_biases_tokens_of_a_cluster_to_one_concept() -> None:
     layer = Concepts(WIDTH, 2, vocab_size=7)
     coordinates = np.array([[1, 0], [1.1, 0], [0.9, 0], [-1, 1], [-1, 1.1], [0, 0], [-1, 0.9]])

@@ -91,7 +91,25 @@ def test_the_iteration_finds_what_the_decomposition_finds(
     np.testing.assert_allclose(spectral_coordinates(classes, VOCAB), dense, atol=1e-6)
     assert not dense[-UNSEEN:].any()
     assert (dense.max(0) == np.abs(dense).max(0)).all()
+    assert (dense[:-UNSEEN].min(0) < 0).all()  # none says how central a token is
     np.testing.assert_allclose(dense.T @ dense, np.eye(dense.shape[1]), atol=1e-9)
+
+
+def test_profiles_are_positive_information_about_every_offset() -> None:
+    text, vocab = np.random.default_rng(0).integers(5, size=300), 5
+    counts = np.bincount(text, minlength=vocab)
+    expected = counts**0.75 / (counts**0.75).sum()
+    wanted = np.zeros((vocab, 6, vocab))
+    for at in range(len(text)):
+        for row, offset in enumerate((-3, -2, -1, 1, 2, 3)):
+            if 0 <= at + offset < len(text):
+                wanted[text[at], row, text[at + offset]] += 1
+    wanted = wanted.transpose(1, 0, 2) / counts[:, None] / expected
+    wanted = np.log(np.maximum(1, wanted)).transpose(1, 0, 2).reshape(vocab, -1)
+    similar = wanted @ wanted.T
+    lengths = np.sqrt(np.diag(similar))
+    rows, _ = initial._profiles(text, vocab)
+    np.testing.assert_allclose((rows @ rows.T).toarray(), similar / np.outer(lengths, lengths))
 
 
 def test_long_text_is_read_in_parts_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
