@@ -24,6 +24,12 @@ def stopped(error: Stopped | ResourceError, command: str, report: Report) -> Eff
     return ResourceError(message, hint, report.as_json())
 
 
+def not_begun(error: Stopped, command: str, folder: Path) -> Stopped:
+    """A signal came before the first step; what a teacher said until then is kept, in its cache."""
+    hint = f"continue with: {resuming(command, folder)}"
+    return Stopped(error.signal_number, error.message, hint)
+
+
 def diverged(record: Diverged, rate: float, checkpoints: Path, report: Report) -> DivergedError:
     """The numbers are not finite any more."""
     last, _ = checkpoint.newest(checkpoints)

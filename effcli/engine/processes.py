@@ -25,6 +25,7 @@ from effcli.errors import InputError, ResourceError, Stopped
 
 BUCKET = 2**24  # elements that are added up at once
 WAIT = timedelta(seconds=0.25)  # at a time: signals are seen between waits only
+PATIENCE = timedelta(days=365)  # while one works alone: who is gone is seen, however long it takes
 WAITS = 12  # after a signal, until the others are taken for gone
 
 
@@ -41,11 +42,17 @@ class Processes:
         self._signal: int | None = None
         self._asks: Stop = never
         self._seed = 0
+        self._group: dist.ProcessGroup | None = None
 
     @property
     def is_first(self) -> bool:
         """Whether this is the process that writes."""
         return self.rank == 0
+
+    def meet(self, backend: str) -> None:
+        """Find the others; whoever waits for one of them later is as patient as it takes."""
+        dist.init_process_group(backend)
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def enter(self, stop: Stop, seed: int) -> Stop:
         """Begin a run; returns how to ask whether any process was told to stop."""
@@ -154,11 +161,14 @@ class Processes:
         """
         is_here = arguments[-1].is_cpu  # what is on a GPU is waited for there
         try:
-            pending = work(*arguments, async_op=is_here, **options)
+            group = self._group if is_here else None
+            pending = work(*arguments, group=group, async_op=is_here, **options)
             if is_here:
                 self._wait_for(pending)
         except RuntimeError as error:
             self._is_lost = True
+            if (asked := self._asks()) is not None:  # which the other was told, too
+                raise Stopped(asked, "on request, while another process ended") from error
             raise ProcessLost("another process of this run has ended") from error
 
     def _wait_for(self, pending: dist.Work) -> None:
@@ -182,7 +192,7 @@ def join(kind: str) -> Processes:
     processes = Processes()
     if processes.world > 1:
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+            processes.meet("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
         except (RuntimeError, ValueError) as error:
             raise ResourceError(f"the processes of this run do not meet: {error}") from None
         atexit.register(processes.leave)

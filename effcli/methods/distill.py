@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from effcli.engine import advice
 from effcli.engine.closing import floors_of
 from effcli.engine.control.assemble import drawn, steer, stratify, told_of, with_bits
 from effcli.engine.control.guided import GuidedParts, guided
@@ -35,7 +36,7 @@ from effcli.engine.teaching.cache import Form, Request, TeacherCache
 from effcli.engine.teaching.making import prepared, reached
 from effcli.engine.teaching.taught import teach
 from effcli.engine.teaching.teachers import Teachers, read_elsewhere, require_worth
-from effcli.errors import InputError
+from effcli.errors import InputError, Stopped
 from effcli.settings.distill import ControlSettings, DistillSettings
 
 FIT_WINDOWS = 64  # that gains are fitted to
@@ -50,7 +51,10 @@ def run(settings: DistillSettings, watch: Watch = unwatched, stop: Stop = never)
         asked = session.settings
         assert isinstance(asked, DistillSettings)
         session.log.bill("select", spent.flops, spent.seconds)
-        told = _taught(session, asked, watch, stop)
+        try:
+            told = _taught(session, asked, watch, stop)
+        except Stopped as error:
+            raise advice.not_begun(error, "distill", session.run.folder) from None
         hashes = told.pop("teacher_hashes", ())
         parts, text = session.parts, _text(session)
         if asked.share and bit_layers(parts.model):
@@ -109,8 +113,8 @@ def _taught(session: Session, asked: DistillSettings, watch: Watch, stop: Stop) 
         stratify(session, asked)
     if teaching.kd == "none":
         return told
-    if advice := teachers.advice(parts.model):
-        watch(Notice(advice))
+    if warning := teachers.advice(parts.model):
+        watch(Notice(warning))
     terms = Terms(teaching.kd, teaching.alpha, teaching.temperature, hidden=teaching.hidden)
     terms.require(form.mode)
     teacher: Teachers | TeacherCache = teachers

@@ -14,7 +14,7 @@ from effcli.engine.protocols import LanguageModel
 from effcli.engine.quant import packed
 from effcli.engine.quant.bitlinear import bit_layers, linear_layers, quantize
 from effcli.engine.quant.finish import FILE, described
-from effcli.engine.quant.student import lacks_gains
+from effcli.engine.quant.student import is_low, lacks_gains
 from effcli.engine.quant.verify import verify
 from effcli.engine.runs.rundir import CONFIG, status
 from effcli.engine.runs.trained import open_trained
@@ -43,7 +43,7 @@ def chosen(settings: PackSettings, name: str) -> Chosen:
     if path.exists() and (settings.out is not None or name == FILE):
         raise InputError(f"{path} exists", "name another file with --out")
     model, tokenizer = open_trained(settings.run, Device(CPU))
-    _require_begun(settings.run, model)
+    _require_low(settings, model)
     is_trained = bool(bit_layers(model)) and settings.bits is None and _trained_low(settings.run)
     if settings.bits is not None:
         is_normed = any(layer.gain is not None for layer in bit_layers(model).values())
@@ -61,11 +61,12 @@ def _trained_low(run: Path) -> bool:
     return bool(read_toml(run / CONFIG).get("qat", True)) and status(run) == "complete"
 
 
-def _require_begun(run: Path, model: LanguageModel) -> None:
-    """Refuse a student that has not come to its few bits: without gains it is another function."""
-    if lacks_gains(model):
-        message = f"the run in {run} was saved before its few bits began"
-        raise InputError(message, f"continue it with: {resuming('distill', run)}")
+def _require_low(settings: PackSettings, model: LanguageModel) -> None:
+    """Refuse a student that has not come to its few bits: a file of them is another function."""
+    is_there = is_low(model) if settings.bits is None else not lacks_gains(model)
+    if not is_there:
+        message = f"the run in {settings.run} was saved before it computed in its few bits alone"
+        raise InputError(message, f"continue it with: {resuming('distill', settings.run)}")
 
 
 def pack(settings: PackSettings) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """How the weights are moved."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from effcli.settings.base import Flag, PartSettings
 
 Rate = Annotated[float, Field(gt=0)]
 LR = Flag(panel="What to train", metavar="RATE", default="the preset's")
+LARGEST = 1e36  # rate of any tensor: whatever else multiplies it, a step is in float32
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -28,6 +29,14 @@ class OptimizerSettings(PartSettings):
     """Rate for gains and biases, as a multiple of `lr`."""
     table_rate: Rate
     """AdaGrad's rate for tables of which a step reads few rows, as a multiple of `lr`."""
+
+    @model_validator(mode="after")
+    def _is_float32(self) -> Self:
+        rates = (self.embedding_rate, self.head_rate, self.scalar_rate, self.table_rate)
+        most = self.lr * max(1.0, *rates, self.weight_decay)
+        if most > LARGEST:
+            raise ValueError(f"lr={self.lr:g} makes steps of {most:.3g}, beyond float32")
+        return self
 
 
 class AdamSettings(OptimizerSettings):

@@ -48,6 +48,18 @@ class TestEveryOptimizer:
         optimizer.step(0.0)
         assert all(torch.equal(before[key], p) for key, p in model.named_parameters())
 
+    def test_steps_as_far_as_it_may_without_an_error(self, name: str) -> None:
+        """Where no number is finite any more, it is the loop that says so."""
+        rates = ("embedding_rate", "head_rate", "scalar_rate", "table_rate", "weight_decay")
+        model, optimizer = _pair(name, "optim.lr=1e18", *(f"optim.{one}=1e18" for one in rates))
+        for seed in range(2):
+            _gradients(model, seed)
+            optimizer.clip()
+            optimizer.step(10.0)  # the most that a controller puts on a rate
+        for one in ("lr", *rates):
+            with pytest.raises(InputError, match=r"optim: lr=.* makes steps"):
+                _pair(name, f"optim.{one}=1e38", "optim.lr=1" if one != "lr" else "optim.clip=0")
+
     def test_goes_on_from_its_state_bit_for_bit(self, name: str) -> None:
         model, optimizer = _pair(name)
         for seed in range(3):

@@ -1,7 +1,9 @@
 """`eff distill`, from its command line: who teaches, what the student is, what its file holds."""
 
 import json
+import shlex
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,23 @@ import torch
 from conftest import TINY
 from exactness import differences, final_state, stopping_after
 
+from effcli.engine.data.corpus import Corpus
+from effcli.engine.device import Device
+from effcli.engine.measure.evaluate import HeldOut, held_out_loss
 from effcli.engine.quant.packed import read
+from effcli.engine.records import Reading, Record, never
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.rundir import RunDir
+from effcli.engine.runs.trained import open_trained
+from effcli.engine.teaching import cache as caching
+from effcli.engine.teaching import making
+from effcli.engine.teaching.teachers import Teachers
 from effcli.errors import Stopped
 from effcli.methods import baseline, distill
 from effcli.settings.baseline import BaselineSettings
 from effcli.settings.distill import DistillSettings
 from effcli.settings.layers import resolve
+from effcli.settings.train import DeviceSettings
 
 Eff = Callable[..., tuple[int, str, str]]
 SETS = [part for assignment in TINY for part in ("--set", assignment)]
@@ -158,8 +169,72 @@ def test_low_bits_begin_with_the_cool_down(asked: Any, place: Path) -> None:
     for name in ("plain", "low"):
         (early, *_, last) = checkpoint.steps(place / name / "checkpoints")
         states.append([checkpoint.load_model(one, "cpu") for one in (early, last)])
-    assert not differences(states[0][0], states[1][0])
-    assert differences(states[0][1], states[1][1])
+    apart = differences(states[0][0], states[1][0])
+    assert all(path.endswith(".blend") for path in apart)
+    assert {float(states[1][0][path[1:]]) for path in apart} == {0.0}
+    assert any(path.endswith(".weight") for path in differences(states[0][1], states[1][1]))
+
+
+@pytest.mark.parametrize(
+    ("names", "cut"),
+    [
+        (["ternary=true", "low_bit_share=0.5"], 3),  # floats: gains are ones
+        (["model.bits=8", "low_bit_share=0.5"], 3),
+        (["ternary=true"], 2),  # of four steps in which rounding is blended in
+    ],
+)
+def test_a_student_that_is_not_there_yet_is_used_as_it_was_trained(
+    eff: Eff, asked: Any, corpus: Corpus, place: Path, names: list[str], cut: int
+) -> None:
+    steps = 12 if cut == 3 else 80
+    names = [*names, "qat=true", "teaching.kd=none"]
+    how = {"steps": steps, "eval_every": cut}
+    distill.run(asked(*names, out=place / "whole", **how))
+    with pytest.raises(Stopped):  # inside the look at step `cut`, which comes when it goes on
+        distill.run(asked(*names, out=place / "cut", **how), *stopping_after(cut))
+
+    def seen(folder: Path) -> float:
+        looks = [row for row in RunDir(folder).records() if row["kind"] == "evaluation"]
+        return next(row["loss"] for row in looks if row["step"] == cut)
+
+    device = Device(DeviceSettings(name="cpu", precision="float32", threads=1))
+    model, tokenizer = open_trained(place / "cut", device)
+    held_out = HeldOut.of(corpus.val, tokenizer.token_bytes, model.context, 640)
+    assert held_out_loss(model, held_out, device, 4, never) == seen(place / "whole")
+    teachers = Teachers.open([place / "cut"], tokenizer, device)
+    said = teachers.held_out_loss(held_out, device, 4, never)
+    assert said == pytest.approx(seen(place / "whole"), abs=1e-5)
+    assert eff("generate", "cut", "a", "--max-new-tokens", "3")[0] == 0
+    _one_line(eff("distill", "pack", "cut"), "before it computed in its few bits alone")
+    distill.run(asked(*names, out=place / "cut", resume=True, **how))
+    assert seen(place / "cut") == seen(place / "whole")
+
+
+def test_a_cache_that_was_stopped_says_how_to_go_on_and_does(
+    eff: Eff, asked: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "TOKENS_AT_ONCE", 128)  # four of 48 windows
+    heard: list[Record] = []
+    with pytest.raises(Stopped, match="8 windows of the teacher's cache are there, 40") as caught:
+        distill.run(
+            asked("teaching.cache=sampled:5", out=place / "a run"),
+            lambda record: heard.append(record) if isinstance(record, Reading) else None,
+            lambda: signal.SIGTERM if len(heard) == 2 else None,
+        )
+    begin, _, command = (caught.value.hint or "").partition(": eff ")
+    assert begin == "continue with"
+    counts: list[int] = []
+    speak = making.speak
+
+    def counting(request: Any, teachers: Any, windows: Any, device: Any) -> Any:
+        counts.append(len(windows))
+        return speak(request, teachers, windows, device)
+
+    monkeypatch.setattr(making, "speak", counting)
+    told = eff(*shlex.split(command))
+    assert told[0] == 0, told[2]
+    assert sum(counts) == 40
+    assert (place / "a run" / "student.eff").exists()
 
 
 @pytest.mark.parametrize(
@@ -182,6 +257,7 @@ def test_low_bits_begin_with_the_cool_down(asked: Any, place: Path) -> None:
         (["--set", "model.layers=1"], "has another shape"),
         (["--controller", "guarded"], "3 steps are too few for a controller"),
         (["--param-clusters", "4"], "param_clusters has no effect at 16 bits"),
+        (["--lr", "1e38"], "makes steps of"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(
@@ -322,4 +398,4 @@ def test_packing_says_what_a_run_is_and_overwrites_nothing(
     names = ("student=nano", "ternary=true", "qat=true", "teaching.kd=none")
     with pytest.raises(Stopped):
         distill.run(asked(*names, out=place / "cut"), *stopping_after(2))
-    _one_line(eff("distill", "pack", "cut"), "before its few bits began")
+    _one_line(eff("distill", "pack", "cut"), "before it computed in its few bits alone")

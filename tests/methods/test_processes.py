@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,15 +24,19 @@ from effcli.engine.runs.rundir import RunDir
 from effcli.engine.session import Session
 from effcli.errors import InputError, Stopped
 from effcli.methods import baseline
+from effcli.settings.baseline import BaselineSettings
+from effcli.settings.layers import resolve
 
 SETS = [part for assignment in TINY for part in ("--set", assignment)]
 
 
-def _torchrun(count: int, *arguments: Any, **options: Any) -> subprocess.Popen[str]:
+def _torchrun(
+    count: int, *arguments: Any, command: str = "baseline", **options: Any
+) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, "--nproc-per-node", str(count), "-m", "effcli", "baseline", *SETS]
+    start = [*launcher, "--nproc-per-node", str(count), "-m", "effcli", command]
     return subprocess.Popen(
-        [*command, *map(str, arguments)],
+        [*start, *SETS, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -169,6 +174,116 @@ def test_waiting_for_the_others_ends_with_them_or_soon_after_a_signal() -> None:
         together(Pending(3, "connection closed"), None)
     with pytest.raises(Stopped, match="did not answer"):
         together(Pending(1000), signal.SIGTERM)
+    with pytest.raises(Stopped, match="another process ended"):  # which was told, too
+        together(Pending(3, "connection closed"), signal.SIGTERM)
+
+
+WAITING = """
+import os, sys, time
+from datetime import timedelta
+from pathlib import Path
+from torch import distributed
+from effcli.engine.processes import ProcessLost, join
+from effcli.engine.records import never
+
+distributed.distributed_c10d.default_pg_timeout = timedelta(seconds=2)
+place, rank = Path(sys.argv[1]), os.environ["RANK"]
+(place / rank).touch()
+while len(list(place.iterdir())) < 2:  # else they would have to meet within that time
+    time.sleep(0.01)
+processes = join("cpu")
+processes.enter(never, 0)
+if processes.is_first:
+    time.sleep(4)
+processes.wait()
+print("patient", flush=True)
+if processes.is_first:
+    os._exit(0)
+try:
+    processes.wait()
+except ProcessLost:
+    print("lost", flush=True)
+os._exit(0)
+"""
+
+
+def test_the_others_wait_for_the_first_as_long_as_it_lives(place: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    where = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WAITING, place],
+            env={**os.environ, **where, "RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=60) for process in processes]
+    assert [out.split() for out, _ in said] == [["patient"], ["patient", "lost"]], said
+
+
+# Sums of two are the same in every order, so that two processes are to the bit what one is.
+PAIRS = ["model.pair_rows=0", "model.value_tables=false", "batch.micro=2"]
+
+
+@pytest.fixture(scope="module")
+def teacher(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    flags = {"data": str(corpus_folder), "steps": 40, "out": folder, "eval_every": 0}
+    wishes = [*TINY, *PAIRS, "evaluation.floors=false"]
+    baseline.run(resolve(BaselineSettings, flags, wishes).settings)
+    return folder
+
+
+def _hybrid(teacher: Path, corpus_folder: Path, steps: int) -> list[str]:
+    asked = ["--teacher", teacher, "--data", corpus_folder, "--steps", steps, "--eval-every", 10]
+    asked += ["--save-every", 0, "--hybrid", "--ternary", "--qat", "--set", "batch.micro=2"]
+    return [*map(str, asked), "--set", "evaluation.floors=false"]
+
+
+def _student(folder: Path) -> tuple[list[float], bytes]:
+    return _losses(folder), (folder / "student.eff").read_bytes()
+
+
+def test_a_student_does_not_depend_on_the_number_of_processes(
+    eff: Any, teacher: Path, corpus_folder: Path, place: Path
+) -> None:
+    asked = _hybrid(teacher, corpus_folder, 20)
+    process = _torchrun(2, *asked, "--out", place / "two", command="distill")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert eff("distill", *SETS, *asked, "--out", place / "one")[0] == 0
+    assert _student(place / "two") == _student(place / "one")
+    assert report_of(place / "two").hybrid is not None
+
+
+@pytest.mark.slow
+def test_a_hybrid_of_two_processes_goes_on_as_if_it_had_not_been_stopped(
+    teacher: Path, corpus_folder: Path, place: Path
+) -> None:
+    asked = _hybrid(teacher, corpus_folder, 200)
+    process = _torchrun(2, *asked, "--out", place / "whole", command="distill")
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+    process = _torchrun(2, *asked, "--out", place / "cut", command="distill")
+    _wait_for_steps(process, place / "cut", 14)  # in the midst of comparisons
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert "is saved in" in err, err
+    assert err.count("error: ") + err.count("stopped: ") == 1
+    assert 14 <= len(_losses(place / "cut")) < len(_losses(place / "whole"))
+    process = _torchrun(2, "--resume", "--out", place / "cut", command="distill")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert _student(place / "cut") == _student(place / "whole")
+    report = report_of(place / "cut").hybrid
+    assert report is not None
+    assert report.decisions == 4
 
 
 def test_bad_input_is_said_once(place: Path, corpus_folder: Path) -> None:

@@ -24,6 +24,7 @@ from effcli.engine.models.layers import Linear, rms_norm
 from effcli.engine.objectives.next_token import NextToken
 from effcli.engine.optim.optimizer import Optimizer
 from effcli.engine.protocols import Batch
+from effcli.engine.quant import student
 from effcli.engine.quant.bitlinear import (
     BitLinear,
     bit_layers,
@@ -44,12 +45,13 @@ from effcli.engine.quant.codes import (
     weight_error,
 )
 from effcli.engine.quant.diagnosis import Diagnosis, State, warnings
+from effcli.engine.quant.student import Phase, build, lacks_gains
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.trained import build_model, settle
 from effcli.errors import InputError
 from effcli.settings.baseline import BaselineSettings
 from effcli.settings.layers import resolve
-from effcli.settings.model import GPTSettings
+from effcli.settings.model import GPTSettings, LowBitSettings
 
 LOW = list(FORMATS)
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 9))
@@ -251,7 +253,23 @@ class TestModels:
         set_blend(model, 0.0)
         assert torch.equal(model(tokens), trained(tokens))
         assert trained.state_dict().keys() <= model.state_dict().keys()
-        assert not any("blend" in name for name in model.state_dict())
+
+    @pytest.mark.parametrize("blend", [0.0, 0.3, 1.0])
+    def test_are_what_they_were_when_they_were_saved(self, blend: float) -> None:
+        """Rounding and sub-norms in part, also for whoever computes with settled weights."""
+        model, other, tokens = _gpt(1), _gpt(2), _tokens()
+        for each in (model, other):
+            quantize(each, 1.58)
+        set_blend(model, blend)
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(other(tokens), model(tokens))
+        settle(other)
+        assert torch.allclose(other(tokens), model(tokens), atol=1e-5)
+        again = _gpt(3)
+        quantize(again, 1.58)
+        state = {n: w for n, w in model.state_dict().items() if not n.endswith("blend")}
+        again.load_state_dict(state)  # of a version that did not keep it
+        assert {float(layer.blend) for layer in bit_layers(again).values()} == {1.0}
 
     def test_have_the_bits_of_each_name(self) -> None:
         model, tokens = _gpt(), _tokens()
@@ -413,6 +431,27 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(
     assert not differences(*kept)
     assert told.look(12) == again.look(12)
     assert not differences(told.state_dict(), again.state_dict())
+
+
+def test_gains_are_asked_for_once_and_again_where_weights_were_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Asking makes a GPU wait; a comparison goes back to weights of before the phase."""
+    model = build(LowBitSettings(width=32, layers=1, context=16, bits=1.58), 77)
+    optimizer = Optimizer(model, resolve(BaselineSettings, {}).settings.optim)
+    phase = Phase(lambda _: 1.0, model, optimizer, 0.5, [_tokens()])
+    before = copy.deepcopy(model.state_dict())
+    asked: list[float] = []
+    monkeypatch.setattr(student, "lacks_gains", lambda m: asked.append(at) or lacks_gains(m))
+    for at in (0.3, 0.5, 0.51, 0.9):
+        phase(at)
+    assert asked == [0.5]
+    after = copy.deepcopy(model.state_dict())
+    assert not lacks_gains(model)
+    model.load_state_dict(before)
+    phase(0.9)
+    assert asked == [0.5, 0.9]
+    assert not differences(model.state_dict(), after)
 
 
 class TestDiagnosis:

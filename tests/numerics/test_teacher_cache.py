@@ -163,8 +163,9 @@ def test_making_that_was_stopped_goes_on_to_the_same_bytes(
     def stop() -> int | None:
         return signal.SIGTERM if len(asked) >= cut else None
 
-    with pytest.raises(Stopped, match="are not"):
+    with pytest.raises(Stopped, match="are not") as caught:
         _make(request_, teachers, device, everything, asked.append, stop)
+    assert caught.value.hint == "the same command goes on from there"
     assert TeacherCache.open(request_).count == cut * request_.at_once
     _make(request_, teachers, device, everything)
     assert _contents(request_.folder) == whole

@@ -55,8 +55,13 @@ class BitLinear(Linear):
         self.bits, self.group, self.act_bits = bits, group, act_bits
         self.gain = nn.Parameter(torch.ones(inputs)) if subnorm else None
         self.is_settled = False
-        # A tensor, so that a compiled layer takes another value without compiling again.
-        self.register_buffer("blend", torch.ones(()), persistent=False)
+        # A tensor, so that a compiled layer takes another value without compiling again; in every
+        # checkpoint, so that whoever opens one computes what was trained.
+        self.register_buffer("blend", torch.ones(()))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state.setdefault(f"{prefix}blend", self.blend)  # older checkpoints have none
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` times the transposed weight, both rounded."""
@@ -89,7 +94,12 @@ class BitLinear(Linear):
 
     @torch.no_grad()
     def settle(self, dtype: torch.dtype) -> None:
-        """Round the weights once, and keep them in the type of products: not to be trained on."""
+        """Round the weights once, and keep them in the type of products: not to be trained on.
+
+        A layer that is still blended stays as it is, and rounds each time.
+        """
+        if self.blend != 1:
+            return
         if not self.is_settled:
             self.weight.copy_(rounded(self.weight, self.bits, self.group))
         self.is_settled = True
@@ -183,7 +193,7 @@ def _replaced(layer: Linear, bits: Bits, group: int, act_bits: int, is_normed: b
 def set_blend(model: LanguageModel, blend: float) -> None:
     """From the float model, 0, to the quantized one, 1: what a warm start ramps.
 
-    It is a function of progress, and in no checkpoint.
+    It is a function of progress: training sets it anew in every step.
     """
     for layer in bit_layers(model).values():
         layer.blend.fill_(blend)

@@ -12,6 +12,8 @@ from effcli.engine.device import Device
 from effcli.engine.measure.causality import require_causal
 from effcli.engine.models.layers import Linear
 from effcli.engine.protocols import LanguageModel
+from effcli.engine.quant.bitlinear import set_blend
+from effcli.engine.quant.student import lacks_gains
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.files import read_json
 from effcli.engine.runs.rundir import CHECKPOINTS, CONFIG, REPORT, TOKENIZER, RunDir, root
@@ -80,7 +82,10 @@ def best_run(corpus: str) -> Path | None:
 def open_trained(
     folder: Path, device: Device, warn: Callable[[str], None] = lambda _: None
 ) -> tuple[LanguageModel, Tokenizer]:
-    """The model and the tokenizer of a run, at its newest whole checkpoint."""
+    """The model and the tokenizer of a run, at its newest whole checkpoint.
+
+    One whose few bits were not all there yet computes as it did when it was saved.
+    """
     if not (folder / CONFIG).exists():
         raise InputError(f"there is no run in {folder}", "give the folder of a trained run")
     run, tokenizer = RunDir(folder), Tokenizer.load(folder / TOKENIZER)
@@ -99,6 +104,8 @@ def open_trained(
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{place} does not fit {folder / CONFIG}: {error}") from None
+    if lacks_gains(model):  # saved before the first step, or by a version that kept no blend
+        set_blend(model, 0.0)
     device.adopt(model)
     return model, tokenizer
 

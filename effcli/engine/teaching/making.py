@@ -120,7 +120,8 @@ def _made(
             if (number := stop()) is not None:
                 writer.commit()
                 done = f"{writer.count} windows of the teacher's cache are there"
-                raise Stopped(number, f"{done}, {len(wanted) - start} are not", "start it again")
+                hint = "the same command goes on from there"
+                raise Stopped(number, f"{done}, {len(wanted) - start} are not", hint)
             some = wanted[start : start + request.at_once]
             rows, flops = speak(request, teachers, some, device), teachers.forward_flops
             writer.append(some, rows, flops(len(some), request.context))
