@@ -51,7 +51,8 @@ class Minimal:
         s, self.model = model.settings, model
         self.heads, self.dtype = s.heads, model.trunk.dtype
         self.room = torch.empty(2, s.layers, s.heads, tokens + 1, s.width // s.heads).to(self.dtype)
-        self.cosine, self.sine = model.trunk.rotary(0, tokens + 1, self.dtype)
+        cosine, sine = model.trunk.rotary(0, tokens + 1, self.dtype)  # for both channels of a pair
+        self.cosine, self.sine = cosine.chunk(2, dim=-1)[1], sine.chunk(2, dim=-1)[1]
         self.head = model.head[: model.vocab_size].to(self.dtype)
         self.blocks = [
             tuple(

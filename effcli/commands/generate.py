@@ -31,7 +31,11 @@ def show(settings: GenerateSettings, screen: Screen) -> None:
             return
         written = texts(settings, stop, screen.note)
     results: list[dict[str, Any]] = [
-        {"prompt": prompt, "texts": several}
+        {
+            "prompt": prompt,
+            "texts": [text for text, _ in several],
+            "reasons": [reason for _, reason in several],
+        }
         for prompt, several in zip(settings.prompts, written, strict=True)
     ]
     whole = [safe(row["prompt"] + text) for row in results for text in row["texts"]]

@@ -80,6 +80,8 @@ class LanguageModel(nn.Module, ABC):
     """Whether a cache takes texts of any length."""
     soft_cap: float
     """Logits are squashed into ± this; 0 leaves them alone."""
+    endless: bool = False
+    """Its cache never fills: however long a text is, what it has read is never cut."""
 
     trunk: nn.Module
     """Everything below the head: from ids, and perhaps a cache, to the last features."""
@@ -104,9 +106,14 @@ class LanguageModel(nn.Module, ABC):
     def head(self) -> Float[Tensor, "rows width"]:
         """One row for each token id; the logits are products with it."""
 
+    @property
+    def phases(self) -> Float[Tensor, "vocab channels"] | None:
+        """Unit phasors of every token, [re | im]; none where a model has none."""
+        return None
+
     @abstractmethod
     def new_cache(self, batch: int) -> Any:
-        """Room for the keys and values of `context` positions."""
+        """Room for the keys and values of `context` positions; of all, where it is `endless`."""
 
     @abstractmethod
     def forward_flops(self, batch: int, time: int, *, dense: bool = False) -> float:

@@ -1,6 +1,7 @@
 """Write text with the model of a run."""
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
@@ -21,11 +22,18 @@ def _unheard(_: str) -> None:
     """Nobody listens."""
 
 
-def texts(settings: GenerateSettings, stop: Stop, warn: Warn = _unheard) -> list[list[str]]:
+class Written(NamedTuple):
+    """A text, and why it ended."""
+
+    text: str
+    reason: str
+
+
+def texts(settings: GenerateSettings, stop: Stop, warn: Warn = _unheard) -> list[list[Written]]:
     """What continues each prompt, as often as asked."""
     model, tokenizer = _opened(settings, warn)
     *_, writings = write(model, tokenizer, settings.prompts, settings, stop)
-    written = [writing.text(tokenizer, settings.stop) for writing in writings]
+    written = [Written(w.text(tokenizer, settings.stop), str(w.reason)) for w in writings]
     copies = settings.num_return_sequences
     return [written[start : start + copies] for start in range(0, len(written), copies)]
 

@@ -1,9 +1,9 @@
 """`eff generate`: text from a trained run. The names are those of Hugging Face."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from effcli.settings.base import Count, Flag, Settings
 from effcli.settings.train import DeviceSettings
@@ -34,8 +34,26 @@ class SamplingSettings(Settings):
     """Keep only the most likely tokens that together have this probability."""
     min_p: Annotated[float, Field(ge=0, le=1), Flag(panel="Sampling", metavar="X")] = 0.0
     """Keep only tokens at least this probable, relative to the most likely one."""
+    typical_p: Annotated[float, Field(gt=0, le=1), Flag(panel="Sampling", metavar="X")] = 1.0
+    """Keep only the tokens nearest to the expected surprise that together have this probability."""
     repetition_penalty: Annotated[float, Field(gt=0), Flag(panel="Sampling", metavar="X")] = 1.0
     """Above 1, tokens that occurred before become less likely (Keskar et al. 2019)."""
+    no_repeat_ngram_size: Annotated[
+        int, Field(ge=0, le=1024), Flag(panel="Sampling", metavar="N")
+    ] = 0
+    """Never write N tokens in a row that stood there before; 0 allows it."""
+    dry_multiplier: Annotated[float, Field(ge=0), Flag(panel="Sampling", metavar="X")] = 0.0
+    """Makes a repetition the less likely, the longer it is already (DRY); 0.8 is usual."""
+    dry_base: Annotated[float, Field(ge=1)] = 1.75
+    """By what the penalty of DRY grows with each token that is repeated."""
+    dry_allowed_length: Annotated[int, Field(ge=1, le=1024)] = 2
+    """Tokens that may be repeated before DRY counts."""
+    coherence: Annotated[float, Field(ge=0), Flag(panel="Sampling", metavar="X")] = 0.0
+    """Favors tokens in phase with the last ones; if these repeat the text, DRY counts for more."""
+    anneal: Annotated[float, Field(ge=0), Flag(panel="Sampling", metavar="X")] = 0.0
+    """Hotter where phases are more stable than is usual in the text, cooler where less."""
+    loop_guard: Annotated[bool, Flag(panel="Text")] = False
+    """End a text whose last 64 tokens are one piece of at most 16 over and over."""
     stop: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...], Flag(panel="Text", metavar="TEXT")
     ] = ()
@@ -44,6 +62,16 @@ class SamplingSettings(Settings):
     """How many texts to write."""
     seed: Annotated[int, Field(ge=0, lt=2**63), Flag(panel="Sampling", metavar="N")] = 0
     """Decides every choice."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if not self.dry_multiplier:
+            for name in ("dry_base", "dry_allowed_length"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} has no effect while dry_multiplier is 0")
+        if self.anneal and not self.temperature:
+            raise ValueError("anneal has no effect at temperature 0")
+        return self
 
 
 class GenerateSettings(SamplingSettings):

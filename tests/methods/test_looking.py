@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import Settings
+from headonly import HeadOnly
 
 from effcli.engine.data.tokenizers import Tokenizer
-from effcli.engine.models.generate import choose, write
+from effcli.engine.models.generate import write
+from effcli.engine.models.sampling import Sampler
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.compare import compare
 from effcli.engine.runs.rundir import RunDir
@@ -54,6 +56,7 @@ def test_several_texts_as_json(eff: Eff, run: Path) -> None:
     assert code == 0
     assert document["prompt"] == "the "
     assert len(set(document["texts"])) > 1
+    assert document["reasons"] == ["length"] * 3
 
 
 def test_a_stop_text_ends_the_writing(eff: Eff, run: Path) -> None:
@@ -103,10 +106,10 @@ def test_generated_control_characters_never_reach_the_terminal(
 def test_sampling_keeps_what_it_promises(sampling: dict[str, Any], allowed: set[int]) -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     logits = (probabilities.log() + 5).expand(500, 4)
-    seen = torch.tensor([3, 0, 0, 0]).expand(500, 4)
     settings = SamplingSettings(**{"temperature": 1.0, "top_p": 1.0, **sampling})
-    drawn = choose(logits, seen, settings, torch.Generator().manual_seed(0))
-    assert set(drawn.tolist()) == allowed
+    sampler = Sampler(HeadOnly(torch.eye(4)), settings, range(500))
+    sampler.read(torch.zeros(500, 3, dtype=torch.long))
+    assert set(sampler.choose(logits, 3).tolist()) == allowed
 
 
 def test_a_batch_of_prompts_is_continued_like_each_alone(eff: Eff, run: Path) -> None:
@@ -122,15 +125,6 @@ def test_a_batch_of_prompts_is_continued_like_each_alone(eff: Eff, run: Path) ->
     assert code == 0
     assert out.count("---") == 6
     assert out.startswith("--- 1\nthe fox")
-
-
-def test_sampling_follows_the_probabilities() -> None:
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(20_000, 4)
-    settings = SamplingSettings(temperature=1.0, top_p=1.0)
-    seen = torch.zeros(20_000, 4, dtype=torch.long)
-    drawn = choose(logits, seen, settings, torch.Generator().manual_seed(0))
-    shares = drawn.bincount(minlength=4) / 20_000
-    assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.015)
 
 
 def test_greedy_text_is_the_most_likely_one(run: Path) -> None:
@@ -376,6 +370,12 @@ def test_a_name_cannot_control_the_terminal(eff: Eff, run: Path, place: Path) ->
         assert "\x1b" not in out + err
 
 
+def test_an_option_that_needs_phases_is_refused_without_them(eff: Eff, run: Path) -> None:
+    code, _, err = eff("generate", run, "a", "--coherence", "1")
+    assert code == 2
+    assert "the model has no phases: coherence needs a phase model" in err
+
+
 def test_a_prompt_that_is_no_text_is_refused(eff: Eff, run: Path) -> None:
     code, _, err = eff("generate", run, "a\udcffb")
     assert code == 2
@@ -405,5 +405,5 @@ def test_a_stop_text_of_long_characters_ends_the_writing() -> None:
 
     writing = Writing()
     for token in "и вот Ответ: да".encode():
-        _extend(writing, token, byte_tokenizer("bytes"), SamplingSettings(stop=("Ответ:",)))
+        _extend(writing, token, 256, byte_tokenizer("bytes"), SamplingSettings(stop=("Ответ:",)))
     assert writing.text(byte_tokenizer("bytes"), ()) == "и вот Ответ:"

@@ -75,7 +75,8 @@ def _show(texts: list[str], run: Path) -> Callable[[], int]:
         # What a model writes comes from bytes: it can hold anything but halves of characters.
         with patch("effcli.methods.generate.stream", stream):
             command("generate", run, "a")()
-        with patch("effcli.methods.generate.texts", lambda *_: [texts]):
+        written = [(text, "length") for text in texts]
+        with patch("effcli.methods.generate.texts", lambda *_: [written]):
             _mark(len(texts))
             command("generate", run, "a", "--num-return-sequences", "2")()
             command("generate", run, "a", "--json")()
