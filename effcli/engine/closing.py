@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from typing import Any
 
 from torch import Tensor
 
@@ -10,8 +11,9 @@ from effcli.engine.loop import Parts
 from effcli.engine.measure.evaluate import HeldOut
 from effcli.engine.measure.floors import ngram_floors
 from effcli.engine.measure.tail import TENTHS, tail_losses
+from effcli.engine.measure.text import WINDOWS, compared
 from effcli.engine.models.generate import write
-from effcli.engine.records import FloorsFound, Sample, Stop, TailFound
+from effcli.engine.records import FloorsFound, Sample, Stop, TailFound, TextsMeasured
 from effcli.engine.runs.files import write_json
 from effcli.engine.runs.logbook import Logbook
 from effcli.settings.generate import SamplingSettings
@@ -29,7 +31,7 @@ def close_run(
     settings: TrainSettings,
     stop: Stop,
 ) -> None:
-    """Sort the losses of all positions, count n-gram floors and let the model write.
+    """Sort the losses of all positions, count n-gram floors, let the model write and measure it.
 
     All of it is at the expense of `eval`.
     """
@@ -50,6 +52,31 @@ def close_run(
                 log.note(Sample("", writing.text(corpus.tokenizer, ())))
                 shape = (1, len(writing.ids))
                 parts.meter.charge("eval", parts.model.forward_flops(*shape))
+        if settings.evaluation.texts:
+            log.note(TextsMeasured(texts_of(parts, corpus, settings, stop)))
+
+
+def texts_of(parts: Parts, corpus: Corpus, settings: TrainSettings, stop: Stop) -> dict[str, Any]:
+    """How much texts of the model repeat themselves, beside windows of held-out text.
+
+    They go on behind the ends of documents, as windows do, so that all are of one length.
+    """
+    length = min(settings.evaluation.text_tokens, corpus.val.tokens - 1)
+    sampling = SamplingSettings(
+        max_new_tokens=length,
+        temperature=1.0,
+        num_return_sequences=settings.evaluation.texts,
+        seed=settings.seed,
+    )
+    tokenizer = corpus.tokenizer
+    *_, writings = write(parts.model, tokenizer, [""], sampling, stop, one_document=False)
+    parts.meter.charge("eval", parts.model.forward_flops(len(writings), length))
+    windows = corpus.val.read(corpus.val.spread(length, WINDOWS), length).tolist()
+    texts, theirs = (
+        [(ids, tokenizer.decode_bytes(ids)) for ids in several]
+        for several in ([writing.ids for writing in writings], windows)
+    )
+    return {"tokens": length, **compared(texts, theirs)}
 
 
 def floors_of(corpus: Corpus, held_out: HeldOut) -> dict[str, float]:

@@ -113,6 +113,14 @@ class Sample(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class TextsMeasured(Record):
+    """What texts of the trained model are like, beside held-out ones."""
+
+    kind: ClassVar[str] = "texts"
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Student(Record):
     """What a distillation has made: a file, and what was measured of it."""
 

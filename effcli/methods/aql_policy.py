@@ -67,7 +67,7 @@ class Evaluations:
 
     def _report(self, folder: Path, path: Path, seed: int) -> Report:
         run = self._run
-        looks = run.evaluation.model_copy(update={"floors": False, "samples": 0})
+        looks = run.evaluation.bare()
         choice = run.choice.model_copy(update={"policy_weights": path})
         changes = {"out": folder, "resume": True, "seed": seed, "evaluation": looks, "page": False}
         changes |= {"choice": choice, "eval_every": 0, "track": ()}

@@ -59,7 +59,7 @@ def _trial(
     folder: Path, settings: BaselineSettings, optim: Any, watch: Watch, stop: Stop
 ) -> Report:
     """A run at a part of the budget; one that diverged has its costs and no loss."""
-    looks = settings.evaluation.model_copy(update={"floors": False, "samples": 0})
+    looks = settings.evaluation.bare()
     changes = {"out": folder, "resume": True, "optim": optim, "tune": 0, "evaluation": looks}
     changes |= {"seed": settings.seed + SEED_OFFSET, "eval_every": 0, "track": ()}
     shorter = with_share(settings, HORIZON, **changes)

@@ -65,6 +65,21 @@ class EvaluationSettings(Settings):
     """At the end, also report what uni-, bi- and trigram counts would have reached."""
     samples: Annotated[int, Field(ge=0, le=16)] = 1
     """Texts generated at the end, for the report."""
+    texts: Annotated[int, Field(ge=0, le=256)] = 0
+    """Texts written at the end to see how much the model repeats itself; 0 measures none."""
+    text_tokens: Count = 256
+    """Tokens of each of them, and of the held-out windows that they are compared with."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if not self.texts and self.text_tokens != type(self).model_fields["text_tokens"].default:
+            raise ValueError("text_tokens has no effect while texts is 0")
+        return self
+
+    def bare(self) -> Self:
+        """The held-out loss alone: for runs whose report nobody reads."""
+        none = {"floors": False, "samples": 0, "texts": 0}
+        return self.model_copy(update={**none, "text_tokens": type(self)().text_tokens})
 
 
 class EnergySettings(Settings):

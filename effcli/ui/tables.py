@@ -81,6 +81,7 @@ def report_table(report: Mapping[str, Any]) -> Table:
         rows.append(("bits per byte", f"{held_out['bits_per_byte']:.4f}{least}"))
     if floors := report["floors"]:
         rows.append(("counting alone", ", ".join(f"{n} {loss:.2f}" for n, loss in floors.items())))
+    rows += _text_rows(report.get("text"))
     rows += _method_rows(report)
     spent = {a: f for a, f in report["flops"].items() if f}
     rows.append(("FLOPs", ", ".join(f"{a} {flops(f)}" for a, f in spent.items()) or "0"))
@@ -119,6 +120,19 @@ def _method_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What only runs of some commands have."""
     rows = _selection_rows(report.get("selection"))
     return rows + _student_rows(report.get("student")) + _hybrid_rows(report.get("hybrid"))
+
+
+def _text_rows(text: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """How much the model's texts repeat themselves; nothing where none were measured."""
+    if text is None:
+        return []
+    told = (("rep-4", "rep_4"), ("rep-16", "rep_16"), ("loops", "loop_fraction"))
+    figures = [
+        f"{title} {text[name]:.3f} ({text['corpus'][name]['mean']:.3f})"
+        for title, name in (*told, ("distinct-2", "distinct_2"), ("gzip", "gzip_ratio"))
+    ]
+    verdict = "collapsed" if text["collapsed"] else "not collapsed"
+    return [("its texts", f"{verdict}; beside the corpus' own: {', '.join(figures)}")]
 
 
 def _selection_rows(chosen: Mapping[str, Any] | None) -> list[tuple[str, str]]:

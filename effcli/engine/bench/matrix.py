@@ -17,7 +17,7 @@ from effcli.engine.trials import HORIZON, Range, budget_of, candidates, usual_ra
 from effcli.errors import InputError
 from effcli.settings.layers import stack, storable
 from effcli.settings.suite import Suite
-from effcli.settings.train import BUDGETS, TrainSettings
+from effcli.settings.train import BUDGETS, EvaluationSettings, TrainSettings
 
 #: What a suite decides for all arms alike, so that no arm has a say in it.
 _RESERVED = ("data", "seed", "out", "resume", "save_at", "tune")
@@ -124,6 +124,7 @@ class Matrix:
         """The trials of an arm, in the order of `tried`: a quarter of its largest budget each."""
         seed, share = self.suite.tuning_seed, HORIZON * self.shares(name)[-1]
         looks = {"eval_every": 0, "evaluation.floors": False, "evaluation.samples": 0}
+        looks |= {"evaluation.texts": 0, "evaluation.text_tokens": EvaluationSettings().text_tokens}
         return [
             self._cell(name, seed, share, ("trial", {**looks, **values}), teacher, is_trial=True)
             for values in self.tried(name)

@@ -124,6 +124,48 @@ class Student(Piece):
     """Every look, for a student that was trained in low bits."""
 
 
+class Spread(Piece):
+    """How a figure is distributed over windows of held-out text."""
+
+    mean: float
+    p5: float
+    p95: float
+    p99: float
+
+
+class CorpusText(Piece):
+    """The same figures of held-out text, in windows as long as the texts."""
+
+    windows: int
+    rep_4: Spread
+    rep_16: Spread
+    loop_fraction: Spread
+    top_1: Spread
+    distinct_2: Spread
+    gzip_ratio: Spread
+    zipf: Spread
+    self_bleu: float
+    """Of as many windows as there are texts."""
+
+
+class Texts(Piece):
+    """How much the model's own texts repeat themselves: means over them."""
+
+    texts: int
+    tokens: int
+    """Of each text."""
+    rep_4: float
+    rep_16: float
+    loop_fraction: float
+    top_1: float
+    distinct_2: float
+    gzip_ratio: float
+    zipf: float
+    self_bleu: float
+    collapsed: bool
+    corpus: CorpusText
+
+
 class Hybrid(Piece):
     """What the parts of `--hybrid` did, and what they cost."""
 

@@ -14,6 +14,7 @@ from effcli.engine.runs.pieces import (
     Piece,
     Selection,
     Student,
+    Texts,
     Tuning,
 )
 from effcli.engine.runs.rundir import CONFIG, REPORT, RunDir
@@ -51,11 +52,12 @@ class Report(Piece):
     selection: Selection | None = None
     student: Student | None = None
     hybrid: Hybrid | None = None
+    text: Texts | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The document, with the schema's number under its public name."""
         content = self.model_dump(mode="json")
-        for name in ("selection", "student", "hybrid"):  # which other commands have not
+        for name in ("selection", "student", "hybrid", "text"):  # which other runs have not
             if content[name] is None:
                 del content[name]
         if content["held_out"] and content["held_out"]["entropy_bits_per_byte"] is None:
@@ -138,6 +140,7 @@ def _report(
         selection=_selection(env["selection"], last, ledger) if "selection" in env else None,
         student=_student(last["student"]["facts"], codes) if "student" in last else None,
         hybrid=Hybrid(**last["hybrid"]["facts"]) if "hybrid" in last else None,
+        text=Texts(**last["texts"]["facts"]) if "texts" in last else None,
     )
 
 
