@@ -76,8 +76,6 @@ class LanguageModel(nn.Module, ABC):
     """Ids that can be predicted; `head` may have more rows, which do not count."""
     context: int
     """Positions seen at once."""
-    endless: bool = False
-    """Whether a cache takes texts of any length."""
     soft_cap: float
     """Logits are squashed into ± this; 0 leaves them alone."""
     endless: bool = False

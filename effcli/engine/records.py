@@ -121,6 +121,22 @@ class TextsMeasured(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class PhasesFound(Record):
+    """What the phases of a model do."""
+
+    kind: ClassVar[str] = "phases"
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BesideFound(Record):
+    """The run of a GPT of equal size, and what it came to."""
+
+    kind: ClassVar[str] = "beside"
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Student(Record):
     """What a distillation has made: a file, and what was measured of it."""
 

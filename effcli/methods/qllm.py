@@ -1,21 +1,92 @@
 """Train a phase model, and find one."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from effcli.engine.records import Stop, Watch, never, unwatched
+import torch
+
+from effcli.engine.closing import floors_of
+from effcli.engine.loop import Parts, train
+from effcli.engine.models.phase import Phase
+from effcli.engine.objectives.next_token import NextToken
+from effcli.engine.phase.beside import equal_gpt
+from effcli.engine.phase.curriculum import ALL, AUTO, NONE, SEED, Curriculum
+from effcli.engine.phase.initial import embedding, initial_phases
+from effcli.engine.phase.looking import measured
+from effcli.engine.phase.objective import WithEnergies
+from effcli.engine.records import Diverged, Notice, Record, Stop, Watch, never, unwatched
+from effcli.engine.runs import checkpoint
 from effcli.engine.runs.report import Report
-from effcli.engine.runs.rundir import CHECKPOINTS, root
+from effcli.engine.runs.rundir import CHECKPOINTS, root, status
 from effcli.engine.session import Session
 from effcli.errors import InputError
 from effcli.settings.layers import CONFIG, read_toml
 from effcli.settings.qllm import QllmSettings
 
+STAGES = {"auto": AUTO, "seed": SEED, "off": ALL}
+
 
 def run(settings: QllmSettings, watch: Watch = unwatched, stop: Stop = never) -> Report:
     """One run of a phase model, or of the GPT that it is compared with."""
     with Session("qllm", settings, watch, stop) as session:
+        asked, parts = session.settings, session.parts
+        assert isinstance(asked, QllmSettings)
+        if not isinstance(parts.model, Phase) or status(session.run.folder) == "complete":
+            return session.train()
+        if not checkpoint.steps(session.run.checkpoints):
+            _begin(session, asked)
+        _attune(session, asked)
+
+        def drive(parts: Parts, *, stop: Stop) -> Iterator[Record]:
+            for record in train(parts, stop=stop):
+                yield record
+                if isinstance(record, Diverged):
+                    return
+            session.look()  # nothing is measured of a model that has diverged
+            assert isinstance(parts.model, Phase)
+            if asked.energies != "off":
+                with parts.meter.timing("eval"):
+                    yield measured(parts.model, torch.from_numpy(session.held_out.tokens[:, :-1]))
+            if (beside := equal_gpt(asked, session.corpus.hash)) is not None:
+                yield beside
+            else:
+                watch(Notice("a GPT to compare with: the same command with --arch gpt"))
+
+        session.drive = drive
         return session.train()
+
+
+@torch.no_grad()
+def _begin(session: Session, asked: QllmSettings) -> None:
+    """Give the tokens the phases that they begin with."""
+    model, corpus = session.parts.model, session.corpus
+    if asked.phase_init == "random":
+        return
+    assert isinstance(model, Phase)
+    weight = model.trunk.embedding.weight
+    with session.parts.meter.timing("meta"):
+        text = corpus.train.read([0], corpus.train.tokens)[0]
+        shape = (model.vocab_size, weight.shape[1] // 2)
+        angles = initial_phases(text, *shape, asked.phase_init, asked.seed)
+    weight[: model.vocab_size] = torch.from_numpy(embedding(angles)).to(weight)
+
+
+def _attune(session: Session, asked: QllmSettings) -> None:
+    """Let energies count, and codes of concepts be counted."""
+    parts = session.parts
+    assert isinstance(parts.model, Phase)
+    if asked.energies != "on" and not parts.model.concepts:
+        return
+    stages, floor = NONE, None
+    if asked.energies == "on":
+        stages = STAGES[asked.curriculum]
+        if asked.curriculum == "auto":
+            floor = floors_of(session.corpus, session.held_out)["trigram"]
+    curriculum = Curriculum(parts.batches, stages, floor)
+    parts.batches = curriculum
+    inner = NextToken(asked.device.loss_rows)
+    parts.objective = WithEnergies(inner, curriculum)
 
 
 def found(folder: Path | None) -> Path:

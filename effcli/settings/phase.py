@@ -37,6 +37,8 @@ class PhaseSettings(GPTSettings):
     """`delta` takes back what the memory says of a key before it writes (Yang et al. 2024)."""
     score: Literal["real", "complex"] = "real"
     """Weigh values by the real part of the interference, or multiply phasors by all of it."""
+    concepts: Annotated[int, Field(ge=0, le=2**16), Flag(panel=_PHASES, metavar="N")] = 0
+    """Codes of a layer that says what each position is about; 0 has none."""
     tracker: bool = False
     """The first head of each layer turns and forgets as counting needs it."""
     chunk: Count = 64

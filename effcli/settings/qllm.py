@@ -10,9 +10,10 @@ from effcli.catalog import MODELS
 from effcli.settings.base import Flag, Settings, part
 from effcli.settings.generate import GenerateSettings, Prompts, SamplingSettings
 from effcli.settings.phase import PhaseSettings
-from effcli.settings.train import DeviceSettings, EvaluationSettings, TrainSettings
+from effcli.settings.train import DeviceSettings, TrainSettings
 
 _PHASES = "Phases"
+TEXTS = 32  # of the model, that are compared with the corpus
 STARTS = ("random", "semantic", "frequency", "golden")
 
 
@@ -32,26 +33,48 @@ class QllmSettings(TrainSettings):
         Literal["report", "on", "off"], Flag(panel=_PHASES, choices=("report", "on", "off"))
     ] = "report"
     """Coherence, interference and entanglement: measured at the end, trained on, or neither."""
+    curriculum: Annotated[
+        Literal["auto", "off", "seed"], Flag(panel=_PHASES, choices=("auto", "off", "seed"))
+    ] = "auto"
+    """When energies count: `auto` waits until counting trigrams is beaten, then goes by stages;
+    `off` is always; `seed` has the stages of the first design."""
     model: part(MODELS) = PhaseSettings()  # type: ignore[valid-type]
     """The model; its size is that of the preset."""
-    evaluation: EvaluationSettings = EvaluationSettings()
 
     @classmethod
     def ground(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         """Which model the preset is for."""
+        looks = {"evaluation": {"texts": TEXTS}}
         if given.get("arch") == "gpt":
-            return "--arch gpt", {"model": {"name": "gpt"}}
-        return "--arch phase", {"model": {"positions": "none", "qk_norm": True}}
+            return "eff qllm", {**looks, "model": {"name": "gpt"}}
+        return "eff qllm", {**looks, "model": {"positions": "none", "qk_norm": True}}
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
         if self.arch != ("phase" if isinstance(self.model, PhaseSettings) else "gpt"):
             raise ValueError(f"arch {self.arch} and model.name {self.model.name} contradict")
+        fields = type(self).model_fields
         if self.arch == "gpt":
             for name in ("phase_init", "energies"):
-                if getattr(self, name) != type(self).model_fields[name].default:
+                if getattr(self, name) != fields[name].default:
                     raise ValueError(f"{name} has no effect without phases: --arch phase")
+        if self.energies != "on" and self.curriculum != fields["curriculum"].default:
+            raise ValueError("curriculum has no effect without --energies on")
+        if self.device.compile == "on" and (self.energies == "on" or self.has_concepts):
+            raise ValueError("energies and concepts are heard where nothing is compiled")
         return self
+
+    @property
+    def has_concepts(self) -> bool:
+        """Whether there is a layer of concepts."""
+        return isinstance(self.model, PhaseSettings) and self.model.concepts > 0
+
+    def for_text(self, tokens: int) -> Self:
+        """Not compiled where somebody listens."""
+        del tokens
+        if self.energies != "on" and not self.has_concepts:
+            return self
+        return self.model_copy(update={"device": self.device.model_copy(update={"compile": "off"})})
 
 
 class WriteSettings(SamplingSettings):

@@ -119,7 +119,8 @@ def report_table(report: Mapping[str, Any]) -> Table:
 def _method_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What only runs of some commands have."""
     rows = _selection_rows(report.get("selection"))
-    return rows + _student_rows(report.get("student")) + _hybrid_rows(report.get("hybrid"))
+    rows += _student_rows(report.get("student")) + _hybrid_rows(report.get("hybrid"))
+    return rows + _phase_rows(report.get("phase")) + _beside_rows(report.get("gpt"))
 
 
 def _text_rows(text: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -195,6 +196,33 @@ def _hybrid_rows(parts: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         rows.append(("trust region", f"active {parts['constraint_activation_rate']:.1%}{final}"))
     rows.append(("probes", f"{parts['overhead']:.1%} of the FLOPs of training"))
     return rows
+
+
+def _phase_rows(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What the phases of a model do; nothing for any other."""
+    if found is None:
+        return []
+    near, *_ = found["coherence"].values() or [0.0]
+    told = [f"coherence {near:.3f} next to each other, {found['mean_coherence']:.3f} in all"]
+    if found["rotation_std"] is not None:
+        told.append(f"increments spread by {found['rotation_std']:.3f} rad")
+    rows = [("phases", ", ".join(told))]
+    memory = [f"{found['state_floats']:,} numbers for a text of any length"]
+    if found["frame_potential"] is not None:
+        least = f"{found['welch_bound']:.4f} is the least"
+        memory.append(f"overlap of keys {found['frame_potential']:.4f}, {least}")
+    rows.append(("memory of a text", ", ".join(memory)))
+    if found["concepts_used"] is not None:
+        rows.append(("concepts", f"{found['concepts_used']:.0%} in use"))
+    return rows
+
+
+def _beside_rows(gpt: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The GPT of equal size; nothing where there is none."""
+    if gpt is None:
+        return []
+    loss = f"held-out loss {gpt['held_out']['loss']:.4f}"
+    return [("GPT of this size", f"{loss}, {gpt['parameters']:,} parameters: {gpt['run']}")]
 
 
 def settings_table(plan: Mapping[str, Any]) -> Table:

@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from effcli.engine.device import Device
 from effcli.engine.measure.causality import require_causal
-from effcli.engine.models.interference import SMALLEST, Told, interfere, times_i, turn
+from effcli.engine.models.interference import SMALLEST, Told, interfere, times_i
 from effcli.engine.models.phase import CIRCLE, Interference, Phase, Phases, half_lives
+from effcli.engine.phase.coherence import rotate
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.runs.trained import build_model
 from effcli.errors import CheckError
@@ -117,7 +118,7 @@ def test_parity_is_exact_for_phases_that_are_made_for_it() -> None:
     is_first = torch.zeros(1, 1, len(bits), 1)
     is_first[:, :, 0] = 1.0
     told = Told(
-        turn(phasor, angles), turn(phasor, angles), is_first, torch.zeros(1, 1, 1, len(bits))
+        rotate(phasor, angles), rotate(phasor, angles), is_first, torch.zeros(1, 1, 1, len(bits))
     )
     read = interfere(told, 64)[0].flatten()
     odd = (bits.cumsum(0) - bits[0]) % 2

@@ -146,13 +146,13 @@ class Trunk(nn.Module):
         if s.pair_rows or s.value_tables:
             self.tables = Tables(s, vocab_size)
         self.drop = nn.Dropout(s.dropout)
-        self.blocks = nn.ModuleList(Block(s, self.mixer(s, i)) for i in range(s.layers))
+        self.blocks = nn.ModuleList(self.block(s, i) for i in range(s.layers))
         self.norm = _norm(s)
 
-    def mixer(self, s: GPTSettings, layer: int) -> nn.Module:
-        """What lets the positions of a layer take from those before them."""
+    def block(self, s: GPTSettings, layer: int) -> Block:
+        """One of the blocks."""
         del layer  # all are alike
-        return Attention(s)
+        return Block(s, Attention(s))
 
     def told(self, tokens: Int[Tensor, "batch time"], start: int) -> Any:
         """What every mixer is told about the positions of these tokens."""

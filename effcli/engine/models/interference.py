@@ -126,13 +126,6 @@ def interfere_flops(time: int, chunk: int, *, dense: bool) -> tuple[float, float
     return float(chunks * pairs), float(chunks * size * size), float((chunks - 1) * size)
 
 
-def turn(x: Float[Tensor, "*any channels"], angles: Float[Tensor, "*any pairs"]) -> Tensor:
-    """Phasors, in [re | im] halves, turned by angles; computed in float32."""
-    re, im = x.float().chunk(2, dim=-1)
-    cosine, sine = angles.cos(), angles.sin()
-    return torch.cat((re * cosine - im * sine, re * sine + im * cosine), dim=-1)
-
-
 def times_i(x: Tensor) -> Tensor:
     """Phasors turned by a quarter."""
     re, im = x.chunk(2, dim=-1)

@@ -12,16 +12,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from effcli.engine.models.gpt import GPT, Trunk
+from effcli.engine.models.gpt import GPT, Block, Trunk
 from effcli.engine.models.interference import (
     SMALLEST,
     Told,
     interfere,
     interfere_flops,
     times_i,
-    turn,
 )
 from effcli.engine.models.layers import Cache, Linear, Shift, attend, generators, rms_norm
+from effcli.engine.phase.coherence import phasors, rotate
+from effcli.engine.phase.concepts import Concepts
 from effcli.settings.model import GPTSettings
 from effcli.settings.phase import RANK, TAPS, PhaseSettings
 
@@ -99,13 +100,15 @@ class PhaseMixer(nn.Module):
         out: Tensor = self.output(y * F.silu(self.gate(x)))
         return out
 
+    def asked(
+        self, x: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys, by head, of length 1; in float32."""
+        del cache, layer  # which matter to whoever looks at earlier positions
+        return self.phasors(self.query(x), angles), self.phasors(self.key(x), angles)
+
     def read(
-        self,
-        x: Tensor,
-        v: Tensor,
-        angles: Tensor | None,
-        cache: Cache | None,
-        layer: int,
+        self, x: Tensor, v: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
     ) -> Float[Tensor, "batch heads time channels"]:
         """What each head reads."""
         raise NotImplementedError
@@ -119,7 +122,7 @@ class PhaseMixer(nn.Module):
     ) -> Float[Tensor, "batch heads time channels"]:
         """Of length 1 by head, turned by the angles; in float32."""
         x = rms_norm(self.by_head(x).float()) * self.channels**-0.5
-        return x if angles is None else turn(x, angles)
+        return x if angles is None else rotate(x, angles)
 
     def flops(self, time: int, *, dense: bool) -> float:
         """Products for one sequence, those of the maps included."""
@@ -148,19 +151,24 @@ class Interference(PhaseMixer):
         if s.states > 1:
             self.blend = nn.Parameter(torch.zeros(s.heads * s.states))
         self.half_lives = half_lives(s, layer)
+        self.heard: list[Tensor] | None = None  # keys, where somebody listens
 
-    def read(
-        self,
-        x: Tensor,
-        v: Tensor,
-        angles: Tensor | None,
-        cache: Cache | None,
-        layer: int,
-    ) -> Float[Tensor, "batch heads time channels"]:
-        """What each head reads."""
+    def asked(
+        self, x: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys, by head, of length 1; in float32. Each mixes its last positions."""
         both = torch.cat((self.query(x), self.key(x)), dim=-1)
         both = F.silu(self.short(both, cache, f"{layer}.short"))
-        q, k = (self.phasors(part, angles) for part in both.chunk(2, dim=-1))
+        q, k = both.chunk(2, dim=-1)
+        return self.phasors(q, angles), self.phasors(k, angles)
+
+    def read(
+        self, x: Tensor, v: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
+    ) -> Float[Tensor, "batch heads time channels"]:
+        """What each head reads."""
+        q, k = self.asked(x, angles, cache, layer)
+        if self.heard is not None:
+            self.heard.append(k)
         q = q * self.temperature.exp().view(-1, 1, 1)
         decays = -F.softplus(self.decay(x).float()).clamp(max=-SMALLEST)
         decays = decays.view(*x.shape[:2], self.heads, self.states).permute(0, 2, 3, 1)
@@ -236,8 +244,29 @@ def half_lives(s: PhaseSettings, layer: int) -> Tensor:
     return lives
 
 
+class ConceptBlock(Block):
+    """A block that then says what each position is about."""
+
+    def __init__(self, s: PhaseSettings, attention: nn.Module) -> None:
+        super().__init__(s, attention)
+        self.concepts = Concepts(s.width, s.concepts)
+
+    def forward(
+        self, x: Tensor, told: None, cache: Cache | None, layer: int, extra: Tensor | None
+    ) -> Tensor:
+        """The residual stream after this block and its concepts."""
+        out: Tensor = self.concepts(super().forward(x, told, cache, layer, extra))[0]
+        return out
+
+
 class PhaseTrunk(Trunk):
     """From token ids to the last features."""
+
+    def block(self, s: GPTSettings, layer: int) -> Block:
+        """A block; the one at a third of the depth has the concepts, if there are any."""
+        assert isinstance(s, PhaseSettings)
+        is_third = layer == (s.layers - 1) // 3
+        return (ConceptBlock if s.concepts and is_third else Block)(s, self.mixer(s, layer))
 
     def mixer(self, s: GPTSettings, layer: int) -> nn.Module:
         """A memory, or at every `hybrid`-th layer attention."""
@@ -263,12 +292,23 @@ class Phase(GPT):
         per_token = s.layers * self._mlp_flops() + 2 * s.width * len(self.head)
         mixers = [one for one in self.trunk.modules() if isinstance(one, PhaseMixer)]
         mixing = sum(one.flops(time, dense=dense) for one in mixers)
-        return float(batch * (time * per_token + mixing))
+        about = sum(one.forward_flops(batch, time) for one in self.concepts)
+        return float(batch * (time * per_token + mixing) + about)
 
     def role(self, name: str, parameter: Tensor) -> str:
         """The small maps that steer memories and phases are Adam's."""
         steers = (".decay.", ".strength.", ".narrow.", ".widen.")
         return "scalar" if any(part in name for part in steers) else super().role(name, parameter)
+
+    @property
+    def concepts(self) -> list[Concepts]:
+        """The layer of concepts, if there is one."""
+        return [one for one in self.trunk.modules() if isinstance(one, Concepts)]
+
+    @property
+    def phases(self) -> Tensor:
+        """Phasors of length 1 of every token."""
+        return phasors(self.trunk.embedding.weight[: self.vocab_size])
 
     @torch.no_grad()
     def _initialize(self, seed: int) -> None:
@@ -288,3 +328,5 @@ class Phase(GPT):
                 module.strength.weight.zero_()
                 wanted = (math.log(2) / module.half_lives).expm1().log()
                 module.decay.bias.copy_(wanted.flatten())
+            elif isinstance(module, Concepts):
+                module.initialize(seed)

@@ -178,3 +178,37 @@ class Hybrid(Piece):
     constraint_activation_rate: float | None = None
     """Share of all moves of tensors that the trust region cut."""
     final_radius: float | None = None
+
+
+class PhaseResult(Piece):
+    """What the phases of a model do on held-out text: means over text, heads and layers."""
+
+    coherence: dict[str, float]
+    """Of phases so many tokens apart, -1..1."""
+    mean_coherence: float
+    """Of all pairs of positions."""
+    local_energy: float
+    entanglement: float
+    """1: both halves of a text say one and the same; 0: as many things as can be told apart."""
+    half_similarity: float
+    frame_potential: float | None
+    """Mean squared overlap of keys: what a memory confuses; none without memories."""
+    welch_bound: float | None
+    """The least that it can be."""
+    rotation_std: float | None
+    """Spread of the phase increments, in radians; none where nothing turns."""
+    half_lives: list[float]
+    """Of the memories, where the text does not say otherwise; in tokens."""
+    imaginary_share: float
+    state_floats: int
+    """Numbers that are kept of one text, however long."""
+    concepts_used: float | None
+    """Share of the codes that are in use; none without them."""
+
+
+class Beside(Piece):
+    """The GPT of equal size that read the same text in the same order."""
+
+    run: str
+    parameters: int
+    held_out: HeldOutResult

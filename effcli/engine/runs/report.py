@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 from effcli.engine.runs.files import write_json
 from effcli.engine.runs.pieces import (
+    Beside,
     Codes,
     Energy,
     Floors,
     HeldOutResult,
     Hybrid,
+    PhaseResult,
     Piece,
     Selection,
     Student,
@@ -24,6 +26,9 @@ from effcli.settings.layers import read_toml
 Row = dict[str, Any]
 SCHEMA = 1
 Status = Literal["complete", "stopped", "diverged", "unfinished"]
+
+
+_OF_SOME = ("selection", "student", "hybrid", "text", "phase", "gpt")  # which other runs have not
 
 
 class Report(Piece):
@@ -53,11 +58,20 @@ class Report(Piece):
     student: Student | None = None
     hybrid: Hybrid | None = None
     text: Texts | None = None
+    phase: PhaseResult | None = None
+    gpt: Beside | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The document, with the schema's number under its public name."""
         content = self.model_dump(mode="json")
-        for name in ("selection", "student", "hybrid", "text"):  # which other runs have not
+        for name in (
+            "selection",
+            "student",
+            "hybrid",
+            "text",
+            "phase",
+            "gpt",
+        ):  # which other runs have not
             if content[name] is None:
                 del content[name]
         if content["held_out"] and content["held_out"]["entropy_bits_per_byte"] is None:
@@ -141,6 +155,8 @@ def _report(
         student=_student(last["student"]["facts"], codes) if "student" in last else None,
         hybrid=Hybrid(**last["hybrid"]["facts"]) if "hybrid" in last else None,
         text=Texts(**last["texts"]["facts"]) if "texts" in last else None,
+        phase=PhaseResult(**last["phases"]["facts"]) if "phases" in last else None,
+        gpt=Beside(**last["beside"]["facts"]) if "beside" in last else None,
     )
 
 
