@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from effcli.engine.device import Device
 from effcli.engine.measure.causality import require_causal
 from effcli.engine.models.interference import SMALLEST, Told, interfere, times_i
-from effcli.engine.models.phase import CIRCLE, Interference, Phase, Phases, half_lives
+from effcli.engine.models.mixers import CIRCLE, Interference, Phases, half_lives
+from effcli.engine.models.phase import Phase
 from effcli.engine.phase.coherence import rotate
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.runs.trained import build_model

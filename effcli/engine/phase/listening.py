@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from effcli.engine.models.phase import Interference, Phase, Phases
+from effcli.engine.models.mixers import Interference, Phases
+from effcli.engine.models.phase import Phase
 from effcli.engine.phase.coherence import phasors
 from effcli.engine.phase.concepts import Concepts, information
 from effcli.engine.phase.energies import (

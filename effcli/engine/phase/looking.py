@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from effcli.engine.models.phase import Interference, Phase, PhaseAttention
+from effcli.engine.models.mixers import Interference, PhaseAttention
+from effcli.engine.models.phase import Phase
 from effcli.engine.phase.coherence import SCALES, mean_coherence, phasors, scale_coherences
 from effcli.engine.phase.concepts import usage_perplexity
 from effcli.engine.phase.energies import (

@@ -1,0 +1,240 @@
+"""What lets positions of a phase model take from those before them: memories and attention.
+
+Features are real; where phases act, pairs of channels are phasors, [re | im] in two halves, so
+that no cast can lose their imaginary part. Phases, decays, states and norms are float32.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from effcli.engine.models.interference import (
+    SMALLEST,
+    Told,
+    interfere,
+    interfere_flops,
+    times_i,
+)
+from effcli.engine.models.layers import Cache, Linear, Shift, attend, rms_norm
+from effcli.engine.phase.coherence import rotate
+from effcli.settings.phase import RANK, TAPS, PhaseSettings
+
+GOLDEN = (1 + math.sqrt(5)) / 2
+CIRCLE = 2 * math.pi
+SHORTEST, LONGEST = 4.0, 1024.0  # half-lives of memories, in positions
+
+
+class Phases(nn.Module):
+    """How far each position turns the phases of each head: by its features, by itself, or not."""
+
+    def __init__(self, s: PhaseSettings) -> None:
+        super().__init__()
+        pairs = s.width // s.heads // 2
+        self.heads, self.way = s.heads, s.phase
+        steps = torch.arange(pairs, dtype=torch.float64) / max(1, pairs - 1)
+        rates = 10_000.0**-steps if s.phase == "rope" else GOLDEN ** (-16 * steps)
+        every = rates.repeat(s.heads, 1)
+        if s.tracker:
+            every[0] = 1.0
+        self.register_buffer("rates", every.float(), persistent=False)
+        if s.phase == "data":
+            self.narrow = Linear(s.width, RANK, bias=False)
+            self.widen = Linear(RANK, s.heads * pairs, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch time width"], cache: Cache | None, place: str
+    ) -> Float[Tensor, "batch heads time pairs"] | None:
+        """The angles so far, within one circle; none where nothing turns."""
+        if self.way == "none":
+            return None
+        rates = self.get_buffer("rates")
+        if self.way == "data":
+            steps = self.widen(self.narrow(x)).float().view(*x.shape[:2], *rates.shape)
+            steps = (steps * rates).transpose(1, 2)
+        else:
+            steps = rates.unsqueeze(1).expand(x.shape[0], -1, x.shape[1], -1)
+        angles: Tensor = steps.cumsum(2)
+        if cache is not None:
+            if place in cache.past:
+                angles = angles + cache.past[place]
+            angles = angles.remainder(CIRCLE)
+            cache.past[place] = angles[:, :, -1:].clone()
+        return angles
+
+
+class PhaseMixer(nn.Module):
+    """What memories and attention have in common: phasors in, and a gate before the output."""
+
+    def __init__(self, s: PhaseSettings) -> None:
+        super().__init__()
+        self.heads, self.channels = s.heads, s.width // s.heads
+        self.query = Linear(s.width, s.width, bias=s.bias)
+        self.key = Linear(s.width, s.width, bias=s.bias)
+        self.value = Linear(s.width, s.width, bias=s.bias)
+        self.gate = Linear(s.width, s.width, bias=s.bias)
+        self.output = Linear(s.width, s.width, bias=s.bias)
+        self.phases = Phases(s)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch time width"],
+        told: None,
+        cache: Cache | None,
+        layer: int,
+        extra: Tensor | None,
+    ) -> Float[Tensor, "batch time width"]:
+        """What every position takes from those before it; `extra` is added to the values."""
+        del told  # phases know positions by themselves
+        v = self.value(x) if extra is None else self.value(x) + extra.to(x.dtype)
+        angles = self.phases(x, cache, f"{layer}.angles")
+        read = self.read(x, self.by_head(v), angles, cache, layer)
+        y = rms_norm(read).transpose(1, 2).flatten(2).to(x.dtype)
+        out: Tensor = self.output(y * F.silu(self.gate(x)))
+        return out
+
+    def asked(
+        self, x: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys, by head, of length 1; in float32."""
+        del cache, layer  # which matter to whoever looks at earlier positions
+        return self.phasors(self.query(x), angles), self.phasors(self.key(x), angles)
+
+    def read(
+        self, x: Tensor, v: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
+    ) -> Float[Tensor, "batch heads time channels"]:
+        """What each head reads."""
+        raise NotImplementedError
+
+    def by_head(self, x: Tensor) -> Float[Tensor, "batch heads time channels"]:
+        """Channels shared out to heads."""
+        return x.view(*x.shape[:2], self.heads, self.channels).transpose(1, 2)
+
+    def phasors(
+        self, x: Tensor, angles: Tensor | None
+    ) -> Float[Tensor, "batch heads time channels"]:
+        """Of length 1 by head, turned by the angles; in float32."""
+        x = rms_norm(self.by_head(x).float()) * self.channels**-0.5
+        return x if angles is None else rotate(x, angles)
+
+    def flops(self, time: int, *, dense: bool) -> float:
+        """Products for one sequence, those of the maps included."""
+        width = self.heads * self.channels
+        per_token = 10.0 * width**2
+        if self.phases.way == "data":
+            per_token += 2 * RANK * (width + width // 2)
+        return time * per_token + self.mixing_flops(time, dense=dense)
+
+    def mixing_flops(self, time: int, *, dense: bool) -> float:
+        """Those of positions with each other."""
+        raise NotImplementedError
+
+
+class Interference(PhaseMixer):
+    """A memory for each head, read by the phasors that it was written with."""
+
+    def __init__(self, s: PhaseSettings, layer: int) -> None:
+        super().__init__(s)
+        self.chunk, self.states, self.is_complex = s.chunk, s.states, s.score == "complex"
+        self.is_delta = s.write == "delta"
+        self.short = Shift(2 * s.width, TAPS - 1)
+        self.decay = Linear(s.width, s.heads * s.states)
+        self.strength = Linear(s.width, s.heads)
+        self.temperature = nn.Parameter(torch.zeros(s.heads))
+        if s.states > 1:
+            self.blend = nn.Parameter(torch.zeros(s.heads * s.states))
+        self.half_lives = half_lives(s, layer)
+        self.heard: list[Tensor] | None = None  # keys, where somebody listens
+
+    def asked(
+        self, x: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys, by head, of length 1; in float32. Each mixes its last positions."""
+        both = torch.cat((self.query(x), self.key(x)), dim=-1)
+        both = F.silu(self.short(both, cache, f"{layer}.short"))
+        q, k = both.chunk(2, dim=-1)
+        return self.phasors(q, angles), self.phasors(k, angles)
+
+    def read(
+        self, x: Tensor, v: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
+    ) -> Float[Tensor, "batch heads time channels"]:
+        """What each head reads."""
+        q, k = self.asked(x, angles, cache, layer)
+        if self.heard is not None:
+            self.heard.append(k)
+        q = q * self.temperature.exp().view(-1, 1, 1)
+        decays = -F.softplus(self.decay(x).float()).clamp(max=-SMALLEST)
+        decays = decays.view(*x.shape[:2], self.heads, self.states).permute(0, 2, 3, 1)
+        strength = self.strength(x).float().sigmoid().transpose(1, 2)
+        v = v * strength.unsqueeze(-1).to(v.dtype)
+        told = Told(q.to(v.dtype), k.to(v.dtype), v, decays, strength if self.is_delta else None)
+        blend = self.blend.view(self.heads, -1).softmax(1) if self.states > 1 else None
+        place, keeps = f"{layer}.state", cache is not None
+        before = cache.past.get(place) if cache is not None else None
+        read, state = interfere(told, self.chunk, blend, before, keeps=keeps)
+        if self.is_complex:
+            behind = replace(told, q=-times_i(told.q))
+            read = read + times_i(interfere(behind, self.chunk, blend, before)[0])
+        if cache is not None and state is not None:
+            cache.past[place] = state
+        return read
+
+    def mixing_flops(self, time: int, *, dense: bool) -> float:
+        """Those of positions with each other and with states."""
+        pairs, solved, with_states = interfere_flops(time, self.chunk, dense=dense)
+        width, ways = self.heads * self.channels, 2 if self.is_complex else 1
+        own = 2 * width * self.heads * (self.states + 1) * time  # decays and strengths
+        by_state = 2 * width * self.channels * with_states
+        each = 4 * width * pairs + 2 * self.states * by_state
+        if self.is_delta:  # keys with keys, a triangle solved for keys and values, and by state
+            each += 2 * width * pairs + 2 * width * solved + by_state
+        return own + ways * each
+
+
+class PhaseAttention(PhaseMixer):
+    """Softmax attention to the last positions, by the real part of the same interference."""
+
+    def __init__(self, s: PhaseSettings) -> None:
+        super().__init__(s)
+        self.window, self.by_products = s.window, False
+
+    def read(
+        self,
+        x: Tensor,
+        v: Tensor,
+        angles: Tensor | None,
+        cache: Cache | None,
+        layer: int,
+    ) -> Float[Tensor, "batch heads time channels"]:
+        """What each head reads."""
+        scale = self.channels**0.5  # attention divides by it
+        q, k = (
+            self.phasors(self.query(x), angles) * scale,
+            self.phasors(self.key(x), angles) * scale,
+        )
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        if cache is not None:
+            for name, own in (("keys", k), ("values", v)):
+                place = f"{layer}.{name}"
+                own = torch.cat((cache.past[place], own), dim=2) if place in cache.past else own
+                cache.past[place] = own[:, :, -self.window :]
+                k, v = (own, v) if name == "keys" else (k, own)
+        return attend(q, k, v, by_products=self.by_products, window=self.window)
+
+    def mixing_flops(self, time: int, *, dense: bool) -> float:
+        """Those of positions with each other."""
+        seen = time * time if dense else sum(min(t, self.window) for t in range(1, time + 1))
+        return 4.0 * self.heads * self.channels * seen
+
+
+def half_lives(s: PhaseSettings, layer: int) -> Tensor:
+    """How long each state of each head remembers at first, (heads, states); evenly over scales."""
+    count = s.heads * s.states
+    at = (torch.arange(count, dtype=torch.float64) + (layer + 0.5) / s.layers) / count
+    lives = SHORTEST * (LONGEST / SHORTEST) ** at.view(s.heads, s.states)
+    if s.tracker:
+        lives[0] = 64 * max(LONGEST, s.context)
+    return lives
