@@ -1,29 +1,18 @@
 """Next tokens, and phases as they are wished."""
 
-from collections.abc import Mapping
-from typing import Protocol
-
 import torch
 
 from effcli.engine.models.phase import Phase
 from effcli.engine.objectives.next_token import NextToken
+from effcli.engine.phase.curriculum import Curriculum
 from effcli.engine.phase.listening import Heard, energies, listening
 from effcli.engine.protocols import Batch, LanguageModel, Loss
-
-
-class Weigher(Protocol):
-    """Says how much each energy counts now."""
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        """By the names of the energies; what is not there counts nothing."""
-        ...
 
 
 class WithEnergies:
     """Cross-entropy plus weighted energies of the same forward pass."""
 
-    def __init__(self, inner: NextToken, weigher: Weigher) -> None:
+    def __init__(self, inner: NextToken, weigher: Curriculum) -> None:
         self._inner, self._weigher = inner, weigher
 
     def __call__(self, model: LanguageModel, batch: Batch) -> Loss:

@@ -1,0 +1,166 @@
+"""`eff qllm`, from its command line: what is trained, what is measured of it, what it writes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+from exactness import differences, final_state, stopping_after
+
+from effcli.engine.device import Device
+from effcli.engine.records import Record
+from effcli.engine.runs.trained import open_trained
+from effcli.errors import Stopped
+from effcli.methods import qllm
+from effcli.settings.layers import resolve
+from effcli.settings.qllm import QllmSettings
+from effcli.settings.train import DeviceSettings
+
+Eff = Callable[..., tuple[int, str, str]]
+Asked = Callable[..., QllmSettings]
+FEW = {"eval_every": 0, "save_every": 0, "page": False}
+SMALL = [*TINY, "model.pair_rows=0", "evaluation.floors=false", "evaluation.texts=0"]
+SETS = [part for assignment in SMALL for part in ("--set", assignment)]
+
+
+@pytest.fixture
+def asked(corpus_folder: Path) -> Asked:
+    """Makes settings of a tiny phase model."""
+
+    def make(*assignments: str, **flags: Any) -> QllmSettings:
+        usual = {"data": str(corpus_folder), "steps": 8, **FEW}
+        return resolve(QllmSettings, {**usual, **flags}, [*SMALL, *assignments]).settings
+
+    return make
+
+
+def _line(told: tuple[int, str, str], message: str, code: int = 2) -> None:
+    assert told[0] == code, told
+    assert message in told[2]
+    assert told[2].count("error: ") == 1
+    assert "Traceback" not in told[2]
+
+
+def test_a_run_says_what_its_phases_do_and_what_a_gpt_reaches(
+    eff: Eff, corpus_folder: Path, monkeypatch: pytest.MonkeyPatch, place: Path
+) -> None:
+    monkeypatch.setenv("EFF_RUNS", str(place / "all"))
+    command = ["qllm", "train", "--data", str(corpus_folder), "--steps", "6", *SETS]
+    command += ["--set", "evaluation.texts=2", "--set", "evaluation.text_tokens=64", "--json"]
+    command += ["--set", "evaluation.floors=true"]
+    code, _, err = eff(*command)
+    assert code == 0, err
+    assert "--arch gpt" in err
+    assert eff(*command, "--arch", "gpt")[0] == 0
+    code, out, _ = eff(*command)
+    report = json.loads(out)
+    assert code == 0
+    gpt, phase = report["gpt"], report["phase"]
+    assert gpt["run"].endswith("all/qllm-nano-2")
+    assert abs(gpt["parameters"] / report["parameters"] - 1) < 0.02
+    assert gpt["held_out"]["windows"] == report["held_out"]["windows"]
+    assert report["floors"]["trigram"] > 0
+    assert set(phase["coherence"]) == {"1", "2", "4", "8", "16"}
+    assert phase["welch_bound"] <= phase["frame_potential"] <= 1
+    assert 0 < phase["imaginary_share"] < 1
+    assert phase["rotation_std"] > 0
+    assert len(phase["half_lives"]) == 4
+    assert report["text"]["texts"] == 2
+    assert "phase" not in json.loads((place / "all/qllm-nano-2/report.json").read_text())
+    code, out, _ = eff("qllm", "generate", "ab", "--max-new-tokens", "90", "--json")
+    assert code == 0
+    written = json.loads(out)
+    assert written["run"].endswith("qllm-nano-3")  # the newest that has phases
+    assert written["reasons"] == ["length"] or written["reasons"] == ["end"]
+
+
+def test_no_model_is_a_line_that_says_how_to_get_one(
+    eff: Eff, asked: Asked, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EFF_RUNS", str(place / "none"))
+    _line(eff("qllm", "generate", "x"), "no phase model")
+    assert "eff qllm train" in eff("qllm", "generate", "x")[2]
+    _line(eff("qllm", "generate", "x", "--run", "nowhere"), "no run in nowhere")
+    folder = place / "gpt"
+    qllm.run(asked(out=folder, arch="gpt", steps=1))
+    _line(eff("qllm", "generate", "x", "--run", str(folder)), "another kind: gpt")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--arch", "gpt", "--energies", "on"], "energies has no effect"),
+        (["--arch", "gpt", "--hybrid", "2"], "no setting called 'model.hybrid'"),
+        (["--curriculum", "seed"], "curriculum has no effect"),
+        (["--phase-init", "golden", "--arch", "gpt"], "phase_init has no effect"),
+        (["--states", "2", "--write", "delta"], "delta keeps one state"),
+        (["--set", "model.window=9"], "window has no effect"),
+        (["--set", "model.heads=32"], "even number of channels"),
+        (["--phase", "wave"], "model.phase"),
+        (["--states", "4"], "model.states"),
+        (["--set", "model.name=gpt"], "contradict"),
+        (["--energies", "on", "--set", "device.compile=on"], "nothing is compiled"),
+    ],
+)
+def test_what_has_no_effect_is_an_error(
+    eff: Eff, corpus_folder: Path, flags: list[str], message: str
+) -> None:
+    told = eff("qllm", "train", "--data", str(corpus_folder), "--steps", "1", *SETS, *flags)
+    _line(told, message)
+
+
+OPTIONS = {
+    "plain": {},
+    "all": {"energies": "on", "curriculum": "off", "model.concepts": "16", "eval_every": 2},
+    "seed": {"energies": "on", "curriculum": "seed", "phase_init": "semantic", "model.hybrid": "2"},
+    "delta": {"model.write": "delta", "model.tracker": "true", "phase_init": "frequency"},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_stopped_run_goes_on_bit_for_bit(name: str, asked: Asked, place: Path) -> None:
+    sets = [f"{key}={value}" for key, value in OPTIONS[name].items() if "." in key]
+    flags = {key: value for key, value in OPTIONS[name].items() if "." not in key}
+    whole, cut = place / "whole", place / "cut"
+    qllm.run(asked(*sets, out=whole, **flags))
+    with pytest.raises(Stopped):
+        qllm.run(asked(*sets, out=cut, **flags), *stopping_after(5))
+    qllm.run(asked(*sets, out=cut, resume=True, **flags))
+    assert differences(final_state(whole), final_state(cut)) == []
+
+
+def test_phases_begin_where_they_are_told(asked: Asked, place: Path) -> None:
+    first = {}
+    for how in ("random", "semantic", "golden"):
+        qllm.run(asked("optim.lr=1e-12", out=place / how, phase_init=how, steps=1))
+        model = open_trained(place / how, Device(DeviceSettings(name="cpu")))[0]
+        first[how] = model.phases
+    pairs = first["golden"].shape[1] // 2
+    lengths = first["golden"].view(-1, 2, pairs).square().sum(1)
+    assert torch.allclose(lengths, torch.ones(()), atol=1e-3)
+    assert not torch.allclose(first["golden"], first["semantic"], atol=0.1)
+    assert not torch.allclose(first["random"], first["semantic"], atol=0.1)
+
+
+def test_energies_that_weigh_nothing_change_nothing(asked: Asked, place: Path) -> None:
+    """Concepts are heard, energies are not trained on: the same as without anybody listening."""
+    told: list[Record] = []
+    for out, extra in (("a", {}), ("b", {"energies": "on", "curriculum": "auto"})):
+        qllm.run(asked("evaluation.floors=false", out=place / out, **extra), told.append)
+    # the model never beats the trigrams in so few steps
+    weights = [final_state(place / out)["weights"] for out in ("a", "b")]
+    assert differences(*weights) == []
+
+
+def test_trained_energies_go_down(asked: Asked, place: Path) -> None:
+    found = {}
+    for name, extra in (("off", {}), ("on", {"energies": "on", "curriculum": "off"})):
+        report = qllm.run(asked(out=place / name, steps=60, **extra))
+        assert report.phase is not None
+        found[name] = report.phase
+    assert found["on"].frame_potential is not None
+    assert found["off"].frame_potential is not None
+    assert found["on"].frame_potential < found["off"].frame_potential
