@@ -16,13 +16,16 @@ from effcli.engine.models.layers import (
 )
 
 
-def _reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def _reference(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None = None
+) -> torch.Tensor:
     out = torch.zeros_like(q)
     time, past = q.shape[-2], k.shape[-2]
     for t in range(time):
-        seen = past - time + t + 1
-        scores = (k[:, :, :seen] @ q[:, :, t, :, None]).squeeze(-1) / math.sqrt(q.shape[-1])
-        out[:, :, t] = (scores.softmax(-1).unsqueeze(-1) * v[:, :, :seen]).sum(-2)
+        end = past - time + t + 1
+        seen = slice(max(0, end - (window or end)), end)
+        scores = (k[:, :, seen] @ q[:, :, t, :, None]).squeeze(-1) / math.sqrt(q.shape[-1])
+        out[:, :, t] = (scores.softmax(-1).unsqueeze(-1) * v[:, :, seen]).sum(-2)
     return out
 
 
@@ -33,6 +36,15 @@ def test_attention_is_causal_and_exact(by_products: bool, time: int, past: int) 
     k, v = (torch.randn(2, 3, past, 8, dtype=torch.float64) for _ in range(2))
     found = attend(q, k, v, by_products=by_products)
     assert torch.allclose(found, _reference(q, k, v), atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 8, 30])
+@pytest.mark.parametrize(("time", "past"), [(9, 9), (12, 12), (1, 9), (4, 9)])
+def test_a_window_sees_the_last_positions(window: int, time: int, past: int) -> None:
+    q = torch.randn(2, 3, time, 8, dtype=torch.float64)
+    k, v = (torch.randn(2, 3, past, 8, dtype=torch.float64) for _ in range(2))
+    found = attend(q, k, v, by_products=True, window=window)
+    assert torch.allclose(found, _reference(q, k, v, window), atol=1e-12)
 
 
 def test_both_forms_have_the_same_gradient() -> None:

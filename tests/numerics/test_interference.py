@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from effcli.engine.device import Device
 from effcli.engine.measure.causality import require_causal
-from effcli.engine.models.interference import SMALLEST, Told, interfere, times_i
+from effcli.engine.models.interference import SMALLEST, Told, interfere, one_more, times_i
 from effcli.engine.models.mixers import CIRCLE, Interference, Phases, half_lives
 from effcli.engine.models.phase import Phase
 from effcli.engine.phase.coherence import rotate
@@ -69,6 +69,15 @@ def test_chunks_compute_the_recurrence(way: str, chunk: int, dtype: torch.dtype)
     assert state is not None
     assert (read - expected).abs().max() < EPS[dtype]
     assert (state - last).abs().max() < EPS[dtype]
+    state, singles = None, []
+    for t in range(TIME):
+        one = _part(told, slice(t, t + 1))
+        if state is None:
+            single, state = interfere(one, chunk, blend, keeps=True)
+        else:
+            single, state = one_more(one, state, blend, is_complex=False)
+        singles.append(single)
+    assert (torch.cat(singles, 2) - expected).abs().max() < EPS[dtype]
     cut = 20
     first, second = (_part(told, s) for s in (slice(0, cut), slice(cut, TIME)))
     head, middle = interfere(first, chunk, blend, keeps=True)
@@ -99,6 +108,10 @@ def test_the_complex_score_is_that_of_complex_numbers() -> None:
     imaginary = interfere(replace(told, q=-times_i(told.q)), 8)[0]
     found = real + times_i(imaginary)
     assert (torch.cat((expected.real, expected.imag), -1) - found).abs().max() < 1e-10
+    _, before = interfere(_part(told, slice(0, 20)), 8, keeps=True)
+    assert before is not None
+    single, _ = one_more(_part(told, slice(20, 21)), before, None, is_complex=True)
+    assert (single - found[:, :, 20:21]).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("delta", [False, True])

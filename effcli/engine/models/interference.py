@@ -77,6 +77,20 @@ def interfere(
     return torch.stack(reads, dim=2).flatten(2, 3)[:, :, :time], state
 
 
+def one_more(
+    told: Told, state: State, blend: Float[Tensor, "heads states"] | None, *, is_complex: bool
+) -> tuple[Float[Tensor, "batch heads 1 value"], State]:
+    """What one more position reads, and the state after it: the recurrence as it is written."""
+    state = told.decays.exp().unsqueeze(-1) * state
+    q, k, v = (x.to(state.dtype) for x in (told.q, told.k, told.v))
+    if told.strength is not None:
+        v = v - told.strength.unsqueeze(-1) * (k @ state[:, :, 0])
+    state = state + (k.mT @ v).unsqueeze(2)
+    seen = state[:, :, 0] if blend is None else (state * blend[..., None, None]).sum(2)
+    read = q @ seen
+    return (read + times_i(-times_i(q) @ seen) if is_complex else read), state
+
+
 def _chunked(x: Tensor, axis: int, size: int) -> Tensor:
     return x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
 

@@ -94,6 +94,8 @@ def attend(
     pass is faster than the fused kernel's, as long as the context is short.
     """
     time, past = q.shape[-2], k.shape[-2]
+    if window is not None and time == past > window:
+        return _attend_near(q, k, v, window, dropout)
     if window is not None and past > window:
         mask = torch.ones(time, past, dtype=torch.bool, device=q.device).tril(past - time)
         mask = mask.triu(past - time - window + 1)
@@ -116,6 +118,24 @@ def attend(
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     mask = torch.ones(time, past, dtype=torch.bool, device=q.device).tril(past - time)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def _attend_near(q: Tensor, k: Tensor, v: Tensor, window: int, dropout: float) -> Tensor:
+    """Each block of a window sees itself and the one before: work grows as the text does."""
+    shape, rest = q.shape, -q.shape[-2] % window
+
+    def blocks(x: Tensor, shift: int) -> Tensor:
+        x = F.pad(x, (0, 0, shift, rest - shift))
+        return x.reshape(-1, x.shape[-2] // window, window, x.shape[-1])
+
+    keys, values = (torch.cat((blocks(x, window), blocks(x, 0)), dim=2) for x in (k, v))
+    at = torch.arange(window, device=q.device)
+    ago = at[:, None] - torch.arange(-window, window, device=q.device)
+    near = ((ago >= 0) & (ago < window)).expand(keys.shape[1], -1, -1).clone()
+    near[0, :, :window] = False  # nothing is before the first
+    ask = blocks(q, 0)
+    y = F.scaled_dot_product_attention(ask, keys, values, attn_mask=near, dropout_p=dropout)
+    return y.reshape(*shape[:-2], -1, v.shape[-1])[..., : shape[-2], :]
 
 
 class Shift(nn.Module):

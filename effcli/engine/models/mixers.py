@@ -17,6 +17,7 @@ from effcli.engine.models.interference import (
     Told,
     interfere,
     interfere_flops,
+    one_more,
     times_i,
 )
 from effcli.engine.models.layers import Cache, Linear, Shift, attend, rms_norm
@@ -174,6 +175,9 @@ class Interference(PhaseMixer):
         blend = self.blend.view(self.heads, -1).softmax(1) if self.states > 1 else None
         place, keeps = f"{layer}.state", cache is not None
         before = cache.past.get(place) if cache is not None else None
+        if x.shape[1] == 1 and before is not None and cache is not None:
+            read, cache.past[place] = one_more(told, before, blend, is_complex=self.is_complex)
+            return read
         read, state = interfere(told, self.chunk, blend, before, keeps=keeps)
         if self.is_complex:
             behind = replace(told, q=-times_i(told.q))
@@ -226,7 +230,9 @@ class PhaseAttention(PhaseMixer):
 
     def mixing_flops(self, time: int, *, dense: bool) -> float:
         """Those of positions with each other."""
-        seen = time * time if dense else sum(min(t, self.window) for t in range(1, time + 1))
+        seen = sum(min(t, self.window) for t in range(1, time + 1))
+        if dense:
+            seen = 2 * self.window * (time + -time % self.window) if time > self.window else time**2
         return 4.0 * self.heads * self.channels * seen
 
 
