@@ -250,6 +250,7 @@ def _student(folder: Path) -> tuple[list[float], bytes]:
     return _losses(folder), (folder / "student.eff").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_student_does_not_depend_on_the_number_of_processes(
     eff: Any, teacher: Path, corpus_folder: Path, place: Path
 ) -> None:
