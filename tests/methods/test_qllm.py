@@ -70,6 +70,9 @@ def test_a_run_says_what_its_phases_do_and_what_a_gpt_reaches(
     assert len(phase["half_lives"]) == 4
     assert report["text"]["texts"] == 2
     assert "phase" not in json.loads((place / "all/qllm-nano-2/report.json").read_text())
+    page = (place / "all/qllm-nano-3/report.html").read_text()
+    assert "Beside a GPT of this size" in page
+    assert "<h2>Phases</h2>" in page
     code, out, _ = eff("qllm", "generate", "ab", "--max-new-tokens", "90", "--json")
     assert code == 0
     written = json.loads(out)
