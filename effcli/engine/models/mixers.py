@@ -26,6 +26,7 @@ from effcli.settings.phase import RANK, TAPS, PhaseSettings
 
 GOLDEN = (1 + math.sqrt(5)) / 2
 CIRCLE = 2 * math.pi
+CALM = 1 / 16  # radians of a unit step: an optimizer moves all weights by about as much
 SHORTEST, LONGEST = 4.0, 1024.0  # half-lives of memories, in positions
 
 
@@ -38,7 +39,7 @@ class Phases(nn.Module):
         self.heads, self.way = s.heads, s.phase
         steps = torch.arange(pairs, dtype=torch.float64) / max(1, pairs - 1)
         rates = 10_000.0**-steps if s.phase == "rope" else GOLDEN ** (-16 * steps)
-        every = rates.repeat(s.heads, 1)
+        every = rates.repeat(s.heads, 1) * (CALM if s.phase == "data" else 1.0)
         if s.tracker:
             every[0] = 1.0
         self.register_buffer("rates", every.float(), persistent=False)

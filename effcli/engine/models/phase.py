@@ -13,7 +13,7 @@ from effcli.engine.phase.concepts import Concepts
 from effcli.settings.model import GPTSettings
 from effcli.settings.phase import RANK, PhaseSettings
 
-START_TURNS, START_TRACKER = 0.01, 0.3  # how far the text turns phases at first
+START_TURNS, START_TRACKER = 0.16, 0.3  # how far the text turns phases at first
 
 
 class ConceptBlock(Block):
