@@ -140,6 +140,19 @@ class TestEveryModel:
             whole = model(tokens)
         assert (cached - whole).abs().max() < 1e-4
 
+    def test_every_weight_matters(self, name: str, shape: str) -> None:
+        model = _model(name, shape, spread=0.1)
+        batch = Batch(_tokens()[:, :-1], _tokens()[:, 1:], torch.arange(3))
+        NextToken()(model, batch).mean.backward()
+        idle = {}
+        for place, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            if (size := parameter.grad.to_dense().norm().item()) < 1e-6:
+                idle[place] = size
+        if shape == "textbook":  # softmax does not see what all keys have in common
+            idle = {place: size for place, size in idle.items() if not place.endswith("key.bias")}
+        assert not idle
+
     def test_computes_the_same_with_less_memory(self, name: str, shape: str) -> None:
         gradients = []
         for recompute in (False, True):

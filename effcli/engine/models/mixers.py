@@ -136,7 +136,10 @@ class PhaseMixer(nn.Module):
 
 
 class Interference(PhaseMixer):
-    """A memory for each head, read by the phasors that it was written with."""
+    """A memory for each head, read by the phasors that it was written with.
+
+    What is read is normalized, so that how long a query is makes no difference.
+    """
 
     def __init__(self, s: PhaseSettings, layer: int) -> None:
         super().__init__(s)
@@ -145,7 +148,6 @@ class Interference(PhaseMixer):
         self.short = Shift(2 * s.width, TAPS - 1)
         self.decay = Linear(s.width, s.heads * s.states)
         self.strength = Linear(s.width, s.heads)
-        self.temperature = nn.Parameter(torch.zeros(s.heads))
         if s.states > 1:
             self.blend = nn.Parameter(torch.zeros(s.heads * s.states))
         self.half_lives = half_lives(s, layer)
@@ -167,7 +169,6 @@ class Interference(PhaseMixer):
         q, k = self.asked(x, angles, cache, layer)
         if self.heard is not None:
             self.heard.append(k)
-        q = q * self.temperature.exp().view(-1, 1, 1)
         decays = -F.softplus(self.decay(x).float()).clamp(max=-SMALLEST)
         decays = decays.view(*x.shape[:2], self.heads, self.states).permute(0, 2, 3, 1)
         strength = self.strength(x).float().sigmoid().transpose(1, 2)
@@ -207,20 +208,11 @@ class PhaseAttention(PhaseMixer):
         self.window, self.by_products = s.window, False
 
     def read(
-        self,
-        x: Tensor,
-        v: Tensor,
-        angles: Tensor | None,
-        cache: Cache | None,
-        layer: int,
+        self, x: Tensor, v: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
     ) -> Float[Tensor, "batch heads time channels"]:
         """What each head reads."""
-        scale = self.channels**0.5  # attention divides by it
-        q, k = (
-            self.phasors(self.query(x), angles) * scale,
-            self.phasors(self.key(x), angles) * scale,
-        )
-        q, k = q.to(v.dtype), k.to(v.dtype)
+        q, k = self.asked(x, angles, cache, layer)
+        q, k = (q * self.channels).to(v.dtype), k.to(v.dtype)  # attention divides by its root
         if cache is not None:
             for name, own in (("keys", k), ("values", v)):
                 place = f"{layer}.{name}"
