@@ -26,6 +26,7 @@ from effcli.settings.export import ExportSettings
 from effcli.settings.flags import marked, spelled
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
+from effcli.settings.qllm import InspectSettings, QllmSettings, WriteSettings
 from effcli.settings.reading import DoctorSettings, ReportSettings, VerifySettings
 from effcli.settings.train import TrainSettings
 
@@ -42,6 +43,9 @@ COMMANDS = {
     "eff distill cache": CacheSettings,
     "eff distill pack": PackSettings,
     "eff distill verify": CheckSettings,
+    "eff qllm": QllmSettings,
+    "eff qllm generate": WriteSettings,
+    "eff qllm inspect": InspectSettings,
     "eff export": ExportSettings,
     "eff generate": GenerateSettings,
     "eff bench": BenchSettings,

@@ -4,6 +4,7 @@ from effcli.commands.generate import show
 from effcli.commands.mount import Given
 from effcli.commands.training import run_training
 from effcli.ui.console import Screen
+from effcli.ui.phases import inspect_table
 
 
 def train(given: Given, screen: Screen) -> None:
@@ -21,3 +22,16 @@ def generate(given: Given, screen: Screen) -> None:
     from effcli.methods.qllm import found
 
     show(settings.of(found(settings.run)), screen)
+
+
+def inspect(given: Given, screen: Screen) -> None:
+    """Look at a trained phase model: its phases, memories, interference and concepts.
+
+    Figures are measured on held-out text of its corpus; a page has them with plots.
+    """
+    settings = given.resolve().settings
+    from effcli.methods.qllm_inspect import inspect as look
+
+    document = look(settings, screen.note)
+    screen.result(document, inspect_table(document))
+    screen.note(f"the page with plots: {document['page']}")

@@ -12,8 +12,11 @@ from effcli.errors import InputError
 PAGE_MARK = b'<meta name="generator" content="eff">'
 
 
-def _is_ours(page: Path) -> bool:
-    return page.is_file() and PAGE_MARK in page.read_bytes()[:2048]
+def require_ours(page: Path) -> None:
+    """Refuse to overwrite what is no page of eff."""
+    if page.exists() and not (page.is_file() and PAGE_MARK in page.read_bytes()[:2048]):
+        message = f"{page} is not a page of eff, and is not overwritten"
+        raise InputError(message, "choose another --out")
 
 
 def rebuild(folder: Path) -> tuple[dict[str, Any], OSError | None]:
@@ -32,10 +35,7 @@ def rebuild(folder: Path) -> tuple[dict[str, Any], OSError | None]:
 
 def compare(folders: tuple[Path, ...], page: Path) -> tuple[dict[str, Any], OSError | None]:
     """Compare runs, and draw them on a page; also says why that could not be written."""
-    if page.exists() and not _is_ours(page):
-        raise InputError(
-            f"{page} is not a page of eff, and is not overwritten", "choose another --out"
-        )
+    require_ours(page)
     comparison = {**compare_runs(list(folders)), "page": str(page)}
     try:
         write_comparison(comparison, page)

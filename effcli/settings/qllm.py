@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from effcli.catalog import MODELS
 from effcli.settings.base import Flag, Settings, part
@@ -91,14 +91,22 @@ class WriteSettings(SamplingSettings):
         return GenerateSettings(**{**self.model_dump(), "run": run})
 
 
+def _is_text(text: str | None) -> str | None:
+    if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("not valid UTF-8")
+    return text
+
+
 class InspectSettings(Settings):
     """What `eff qllm inspect` is told."""
 
     run: Annotated[Path, Flag(positional=True, metavar="RUN")]
     """Folder of a trained phase model."""
-    text: Annotated[str | None, Flag(panel="What to look at", metavar="TEXT")] = None
+    text: Annotated[
+        str | None, AfterValidator(_is_text), Flag(panel="What to look at", metavar="TEXT")
+    ] = None
     """Whose interference is drawn; by default the beginning of the held-out text."""
     out: Annotated[Path | None, Flag(panel="Output", metavar="FILE")] = None
     """Where the page goes; by default inspect.html in the run's folder."""
-    windows: Annotated[int, Field(ge=1, le=4096)] = 16
+    windows: Annotated[int, Field(ge=1, le=256)] = 16
     """Of held-out text, that figures are measured on."""

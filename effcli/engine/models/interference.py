@@ -91,6 +91,17 @@ def one_more(
     return (read + times_i(-times_i(q) @ seen) if is_complex else read), state
 
 
+def retrieval(
+    told: Told, blend: Float[Tensor, "heads states"] | None = None
+) -> Float[Tensor, "batch heads time time"]:
+    """What each position (rows) reads of what each was written as: e^{G_t - G_s} ⟨k_s, q_t⟩.
+
+    Positive where their phases agree, negative where they cancel, 0 for later positions.
+    """
+    left = _weights(told.decays.unsqueeze(3).cumsum(4), blend).squeeze(2)
+    return (told.q @ told.k.mT) * left.to(told.q.dtype)
+
+
 def _chunked(x: Tensor, axis: int, size: int) -> Tensor:
     return x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
 

@@ -151,7 +151,7 @@ class Interference(PhaseMixer):
         if s.states > 1:
             self.blend = nn.Parameter(torch.zeros(s.heads * s.states))
         self.half_lives = half_lives(s, layer)
-        self.heard: list[Tensor] | None = None  # keys, where somebody listens
+        self.heard: list[Told] | None = None  # where somebody listens; in float32
 
     def asked(
         self, x: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
@@ -167,14 +167,14 @@ class Interference(PhaseMixer):
     ) -> Float[Tensor, "batch heads time channels"]:
         """What each head reads."""
         q, k = self.asked(x, angles, cache, layer)
-        if self.heard is not None:
-            self.heard.append(k)
         decays = -F.softplus(self.decay(x).float()).clamp(max=-SMALLEST)
         decays = decays.view(*x.shape[:2], self.heads, self.states).permute(0, 2, 3, 1)
         strength = self.strength(x).float().sigmoid().transpose(1, 2)
         v = v * strength.unsqueeze(-1).to(v.dtype)
-        told = Told(q.to(v.dtype), k.to(v.dtype), v, decays, strength if self.is_delta else None)
-        blend = self.blend.view(self.heads, -1).softmax(1) if self.states > 1 else None
+        told = Told(q, k, v, decays, strength if self.is_delta else None)
+        if self.heard is not None:
+            self.heard.append(told)
+        told, blend = replace(told, q=q.to(v.dtype), k=k.to(v.dtype)), self.shares
         place, keeps = f"{layer}.state", cache is not None
         before = cache.past.get(place) if cache is not None else None
         if x.shape[1] == 1 and before is not None and cache is not None:
@@ -187,6 +187,11 @@ class Interference(PhaseMixer):
         if cache is not None and state is not None:
             cache.past[place] = state
         return read
+
+    @property
+    def shares(self) -> Float[Tensor, "heads states"] | None:
+        """How much each state of a head counts, where it has several."""
+        return self.blend.view(self.heads, -1).softmax(1) if self.states > 1 else None
 
     def mixing_flops(self, time: int, *, dense: bool) -> float:
         """Those of positions with each other and with states."""

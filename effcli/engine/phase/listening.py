@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from effcli.engine.models.interference import Told
 from effcli.engine.models.mixers import Interference, Phases
 from effcli.engine.models.phase import Phase
 from effcli.engine.phase.coherence import phasors
@@ -29,10 +30,15 @@ class Heard:
     """The residual stream after half of the layers, (batch, time, width)."""
     angles: list[Tensor] = field(default_factory=list)
     """Of each layer that turns, (batch, heads, time, pairs)."""
-    keys: list[Tensor] = field(default_factory=list)
-    """Of each memory, (batch, heads, time, channels)."""
+    told: list[Told] = field(default_factory=list)
+    """What each memory is told."""
     probable: list[Tensor] = field(default_factory=list)
     """Of each code at each position, before only a few are kept."""
+
+    @property
+    def keys(self) -> list[Tensor]:
+        """Of each memory, (batch, heads, time, channels)."""
+        return [told.k for told in self.told]
 
     def probe(self) -> Tensor:
         """The first pairs of the stream, [re | im]."""
@@ -52,7 +58,7 @@ def listening(model: Phase) -> Iterator[Heard]:
         if angles is not None:
             heard.angles.append(angles)
 
-    def told(_: Concepts, __: object, both: tuple[Tensor, Tensor]) -> None:
+    def named(_: Concepts, __: object, both: tuple[Tensor, Tensor]) -> None:
         heard.probable.append(both[1])
 
     with ExitStack() as stack:
@@ -60,12 +66,12 @@ def listening(model: Phase) -> Iterator[Heard]:
         hooks = [middle.register_forward_hook(stream)]
         for module in model.trunk.modules():
             if isinstance(module, Interference):
-                module.heard = heard.keys
+                module.heard = heard.told
                 stack.callback(setattr, module, "heard", None)
             elif isinstance(module, Phases):
                 hooks.append(module.register_forward_hook(turned))
             elif isinstance(module, Concepts):
-                hooks.append(module.register_forward_hook(told))
+                hooks.append(module.register_forward_hook(named))
         for hook in hooks:
             stack.callback(hook.remove)
         yield heard

@@ -17,7 +17,7 @@ from effcli.engine.phase.energies import (
     local_energy,
     welch_bound,
 )
-from effcli.engine.phase.listening import listening
+from effcli.engine.phase.listening import Heard, listening
 from effcli.engine.records import PhasesFound
 
 WINDOWS = 32  # at most, evenly spread
@@ -29,13 +29,24 @@ def look(model: Phase, tokens: Int[Tensor, "batch time"]) -> dict[str, Any]:
 
     The model runs as it is written, compiled or not.
     """
+    return facts(model, hear(model, tokens))
+
+
+@torch.no_grad()
+def hear(model: Phase, tokens: Int[Tensor, "batch time"]) -> Heard:
+    """One forward pass of the model as it is when it is used."""
     was_training = model.training
     model.eval()
     with listening(model) as heard:
         model.trunk.forward(tokens)
     model.train(was_training)
+    return heard
+
+
+def facts(model: Phase, heard: Heard) -> dict[str, Any]:
+    """Coherence, energies and rotations of what was heard."""
     probe = heard.probe()
-    u, time = phasors(probe), tokens.shape[1]
+    u, time = phasors(probe), probe.shape[1]
     scales = scale_coherences(u).mean(0).tolist()
     found: dict[str, Any] = {
         "coherence": dict(zip(map(str, SCALES), scales, strict=False)),

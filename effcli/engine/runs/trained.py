@@ -98,7 +98,11 @@ def open_trained(
     require_memory(settings, tokenizer.vocab_size, device, "using")
     model = build_model(settings, tokenizer.vocab_size, 0)
     weights = checkpoint.load_model(place, torch.device("cpu"))
-    if not all(w.is_floating_point() and w.isfinite().all() for w in weights.values()):
+    own = {name: there.is_floating_point() for name, there in model.state_dict().items()}
+    if not all(
+        w.is_floating_point() == own.get(name, True) and w.isfinite().all()
+        for name, w in weights.items()
+    ):
         raise InputError(f"{place} holds weights that are not finite numbers")
     try:
         model.load_state_dict(weights)

@@ -1,0 +1,107 @@
+"""Look at what a trained phase model does: its phases, memories, interference and concepts."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effcli.engine.data.corpus import Corpus, locate
+from effcli.engine.data.tokenizers import Tokenizer
+from effcli.engine.device import Device
+from effcli.engine.models.phase import Phase
+from effcli.engine.phase import inspecting
+from effcli.engine.phase.looking import facts, hear
+from effcli.engine.phase.page import write_inspection
+from effcli.engine.runs.rundir import RunDir
+from effcli.engine.runs.trained import open_trained
+from effcli.errors import CheckError, InputError
+from effcli.methods.report import require_ours
+from effcli.settings.layers import CONFIG, read_toml
+from effcli.settings.qllm import InspectSettings
+from effcli.settings.train import DeviceSettings
+
+CPU = DeviceSettings(name="cpu", compile="off", precision="float32")
+PAGE = "inspect.html"
+DRAWN = 64  # tokens of a text whose interference is drawn
+
+
+@torch.no_grad()
+def inspect(settings: InspectSettings, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Measure the model of a run on held-out text, and draw it on a page."""
+    run = settings.run
+    page = settings.out or run / PAGE
+    _require_room(page, run)
+    model, tokenizer = open_trained(run, Device(CPU), warn)
+    if not isinstance(model, Phase):
+        message = f"the model of the run in {run} has no phases to look at"
+        raise InputError(message, f"eff report {run} shows any run")
+    given = None if settings.text is None else _ids(settings.text, tokenizer)
+    windows, corpus = _windows(settings, max(2, model.context), given)
+    drawn = (windows[0] if given is None else given)[:DRAWN]
+    heard = hear(model, windows)
+    portrait, maps = inspecting.portrait(model, tokenizer, windows), inspecting.maps(model, drawn)
+    names = [inspecting.label(tokenizer, token) for token in drawn.tolist()]
+    document = {
+        "schema": 1,
+        "command": "qllm inspect",
+        "run": str(run),
+        "page": str(page),
+        "measured": {
+            "corpus": corpus,
+            "windows": len(windows),
+            "tokens": windows.numel(),
+        },
+        "phase": facts(model, heard),
+        "portrait": portrait.told(),
+        "memories": inspecting.memories(model, heard),
+        "rotations": inspecting.rotations(model, heard),
+        "text": {"is_given": given is not None, "tokens": names},
+        "interference": [one.told() for one in maps],
+        "concepts": inspecting.concepts(model, heard, windows, tokenizer),
+    }
+    write_inspection(page, document, portrait, maps, inspecting.histograms(model, heard))
+    return document
+
+
+def _require_room(page: Path, run: Path) -> None:
+    """Refuse a place where no page can be, before anything is measured."""
+    require_ours(page)
+    if page.parent != run and not page.parent.is_dir():
+        raise InputError(f"there is no folder {page.parent}", "choose another --out")
+
+
+def _ids(text: str, tokenizer: Tokenizer) -> Tensor:
+    ids = torch.from_numpy(tokenizer.encode(text).astype("int64"))
+    if len(ids) < 2:
+        raise InputError("text: is shorter than two tokens, of which one could read the other")
+    return ids
+
+
+def _windows(
+    settings: InspectSettings, length: int, given: Tensor | None
+) -> tuple[Tensor, str | None]:
+    """Held-out text and the name of its corpus; without one, the text given."""
+    corpus = _corpus(settings.run)
+    if corpus is not None and len(starts := corpus.val.spread(length, settings.windows)):
+        return torch.from_numpy(corpus.val.read(starts, length)), corpus.name
+    if given is None:
+        there = "is not there any more" if corpus is None else f"has no {length} tokens"
+        message = f"the held-out text of the run in {settings.run} {there}"
+        raise InputError(message, "give a text to look at with --text")
+    length = min(length, len(given))
+    rows = min(settings.windows, len(given) // length)
+    return given[: rows * length].view(rows, length), None
+
+
+def _corpus(run: Path) -> Corpus | None:
+    """The text that a run was trained on, if it is where it was, and is what it was."""
+    wanted, config = RunDir(run).env()["corpus"], read_toml(run / CONFIG)
+    for name in (config.get("data"), wanted.get("name")):
+        with suppress(InputError, CheckError, TypeError):
+            corpus = Corpus.open(locate(name)).first(config.get("text_share", 1.0))
+            if corpus.hash == wanted.get("hash"):
+                return corpus
+    return None

@@ -1,0 +1,28 @@
+"""What the parts of `eff qllm` show."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from effcli.ui.rows import rows_of_some
+from effcli.ui.tables import pairs_table
+
+
+def inspect_table(document: Mapping[str, Any]) -> Table:
+    """What the phases of a model do."""
+    measured = document["measured"]
+    where = "the text given" if measured["corpus"] is None else f"{measured['corpus']}, held out"
+    rows = [("measured on", f"{measured['tokens']:,} tokens of {where}")]
+    rows += rows_of_some({"phase": document["phase"]})
+    coherence = document["portrait"]["coherence"]
+    rows.append(("tokens alike", ", ".join(f"{n} {value:.3f}" for n, value in coherence.items())))
+    for row in document["memories"]:
+        span = f"half-life {row['p50']:.1f} tokens, {row['p5']:.1f} to {row['p95']:.1f}"
+        rows.append((f"layer {row['layer']}", span))
+    for row in document["interference"]:
+        shares = f"{row['positive']:.0%} adds up, {row['negative']:.0%} cancels"
+        rows.append((f"layer {row['layer']}, head {row['head']}", shares))
+    for row in document["concepts"]:
+        rows.append((f"concept {row['code']}", " ".join(map(repr, row["tokens"]))))
+    return pairs_table(document["run"], rows)
