@@ -26,7 +26,7 @@ from effcli.settings.export import ExportSettings
 from effcli.settings.flags import marked, spelled
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
-from effcli.settings.qllm import InspectSettings, QllmSettings, WriteSettings
+from effcli.settings.qllm import InspectSettings, ProbeSettings, QllmSettings, WriteSettings
 from effcli.settings.reading import DoctorSettings, ReportSettings, VerifySettings
 from effcli.settings.train import TrainSettings
 
@@ -46,6 +46,7 @@ COMMANDS = {
     "eff qllm": QllmSettings,
     "eff qllm generate": WriteSettings,
     "eff qllm inspect": InspectSettings,
+    "eff qllm probe": ProbeSettings,
     "eff export": ExportSettings,
     "eff generate": GenerateSettings,
     "eff bench": BenchSettings,

@@ -46,7 +46,7 @@ from effcli.settings.distill import CacheSettings, CheckSettings, DistillSetting
 from effcli.settings.export import ExportSettings
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
-from effcli.settings.qllm import InspectSettings, QllmSettings, WriteSettings
+from effcli.settings.qllm import InspectSettings, ProbeSettings, QllmSettings, WriteSettings
 from effcli.settings.reading import DoctorSettings, ReportSettings, VerifySettings
 from effcli.ui.console import flush, show_error
 
@@ -73,6 +73,7 @@ mount(students, "verify", CheckSettings, distill.verify)
 waves = mount_group(app, "qllm", QllmSettings, qllm.train, "train", in_parallel=True)
 mount(waves, "generate", WriteSettings, qllm.generate)
 mount(waves, "inspect", InspectSettings, qllm.inspect)
+mount(waves, "probe", ProbeSettings, qllm.probe)
 mount(app, "export", ExportSettings, export)
 mount(app, "generate", GenerateSettings, generate)
 mount(app, "report", ReportSettings, report)

@@ -2,9 +2,10 @@
 
 from effcli.commands.generate import show
 from effcli.commands.mount import Given
-from effcli.commands.training import run_training
+from effcli.commands.training import run_training, run_watched
 from effcli.ui.console import Screen
 from effcli.ui.phases import inspect_table
+from effcli.ui.probes import probe_table
 
 
 def train(given: Given, screen: Screen) -> None:
@@ -35,3 +36,12 @@ def inspect(given: Given, screen: Screen) -> None:
     document = look(settings, screen.note)
     screen.result(document, inspect_table(document))
     screen.note(f"the page with plots: {document['page']}")
+
+
+def probe(given: Given, screen: Screen) -> None:
+    """Find out what small models can keep: a count, a sum, what was told, an order.
+
+    Each is trained from nothing on sequences that are made up, short ones first, and asked at
+    the trained length and beyond it, up to four times as far.
+    """
+    run_watched("qllm probe", "qllm_probe", given, screen, probe_table)

@@ -4,15 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from effcli.catalog import MODELS
-from effcli.settings.base import Flag, Settings, part
+from effcli.errors import InputError
+from effcli.registry import suggestion
+from effcli.settings.base import Count, Flag, Settings, part
 from effcli.settings.generate import GenerateSettings, Prompts, SamplingSettings
 from effcli.settings.phase import PhaseSettings
-from effcli.settings.train import DeviceSettings, TrainSettings
+from effcli.settings.suite import Seeds
+from effcli.settings.train import DeviceSettings, TrainSettings, split_names
 
-_PHASES = "Phases"
+_PHASES, _PROBES = "Phases", "What is compared"
 TEXTS = 32  # of the model, that are compared with the corpus
 STARTS = ("random", "semantic", "frequency", "golden")
 
@@ -110,3 +113,56 @@ class InspectSettings(Settings):
     """Where the page goes; by default inspect.html in the run's folder."""
     windows: Annotated[int, Field(ge=1, le=256)] = 16
     """Of held-out text, that figures are measured on."""
+
+
+TASKS = ("parity", "modular", "recall", "copy")
+ARMS = ("data", "rope", "none", "gpt")
+
+
+def _known(kind: str, known: tuple[str, ...]) -> AfterValidator:
+    def check(names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in known:
+                raise InputError(f"there is no {kind} called {name!r}", suggestion(name, [*known]))
+        return tuple(dict.fromkeys(names))
+
+    return AfterValidator(check)
+
+
+class ProbeSettings(Settings):
+    """What `eff qllm probe` is told."""
+
+    tasks: Annotated[
+        tuple[str, ...],
+        Field(min_length=1),
+        _known("task", TASKS),
+        Flag(positional=True, metavar="TASK", choices=TASKS),
+    ] = ("parity",)
+    """What is asked: `parity` of bits, `modular` sums of five digits, `recall` of eight pairs,
+    `copy` of symbols."""
+    arms: Annotated[
+        tuple[str, ...],
+        BeforeValidator(split_names),
+        Field(min_length=1),
+        _known("arm", ARMS),
+        Flag(panel=_PROBES, metavar="|".join(ARMS), choices=ARMS, default="all four"),
+    ] = ARMS
+    """What turns the phases of a model: the text (`data`), positions (`rope`), nothing (`none`);
+    `gpt` is the GPT of equal size. Several by repeating the flag."""
+    seeds: Annotated[Seeds, Flag(panel=_PROBES, metavar="N")] = 3
+    """Models of each arm; all arms see the same sequences."""
+    steps: Annotated[Count, Flag(panel=_PROBES, metavar="N")] = 400
+    """Of training each model."""
+    length: Annotated[Count, Field(ge=8, le=4096), Flag(panel=_PROBES, metavar="N")] = 64
+    """Longest sequences of training; answers are also asked for at four times that."""
+    sequences: Annotated[Count, Field(le=2**16)] = 32
+    """Of a step."""
+    layers: Annotated[Count, Field(le=64)] = 1
+    """Number of blocks."""
+    width: Annotated[Count, Field(multiple_of=4, le=1024)] = 32
+    """Size of the residual stream, of two heads."""
+    lr: Annotated[float, Field(gt=0, le=10)] = 3e-3
+    """Peak learning rate."""
+    scalar_rate: Annotated[float, Field(gt=0, le=10)] = 0.2
+    """Rate for gains, biases and the small maps that turn phases, as a multiple of `lr`: at the
+    end of a long sequence, small changes of a turn have become large ones."""
