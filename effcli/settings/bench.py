@@ -10,7 +10,7 @@ from effcli.settings.corpora import prepared
 from effcli.settings.suite import Seeds, shipped
 
 
-def _split(names: Any) -> Any:
+def separated(names: Any) -> Any:
     """Several, by commas or by repeating the flag."""
     given = [names] if isinstance(names, str) else names
     return [part for name in given for part in str(name).split(",") if part]
@@ -35,7 +35,7 @@ class BenchSettings(Settings):
     seeds: Annotated[Seeds | None, Flag(panel="Suite", metavar="N")] = None
     """Seeds of every arm instead of the tier's number; fewer than 5 are a screen."""
     arms: Annotated[
-        tuple[str, ...], BeforeValidator(_split), Flag(panel="Suite", metavar="NAMES")
+        tuple[str, ...], BeforeValidator(separated), Flag(panel="Suite", metavar="NAMES")
     ] = ()
     """Only these arms, by commas; the references among them are compared with."""
     max_minutes: Annotated[float | None, Field(gt=0), Flag(panel="Suite", metavar="N")] = None

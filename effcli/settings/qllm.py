@@ -10,10 +10,11 @@ from effcli.catalog import MODELS
 from effcli.errors import InputError
 from effcli.registry import suggestion
 from effcli.settings.base import Count, Flag, Settings, part
+from effcli.settings.bench import separated
 from effcli.settings.generate import GenerateSettings, Prompts, SamplingSettings
 from effcli.settings.phase import PhaseSettings
 from effcli.settings.suite import Seeds
-from effcli.settings.train import DeviceSettings, TrainSettings, split_names
+from effcli.settings.train import DeviceSettings, TrainSettings
 
 _PHASES, _PROBES = "Phases", "What is compared"
 TEXTS = 32  # of the model, that are compared with the corpus
@@ -142,13 +143,13 @@ class ProbeSettings(Settings):
     `copy` of symbols."""
     arms: Annotated[
         tuple[str, ...],
-        BeforeValidator(split_names),
+        BeforeValidator(separated),
         Field(min_length=1),
         _known("arm", ARMS),
         Flag(panel=_PROBES, metavar="|".join(ARMS), choices=ARMS, default="all four"),
     ] = ARMS
     """What turns the phases of a model: the text (`data`), positions (`rope`), nothing (`none`);
-    `gpt` is the GPT of equal size. Several by repeating the flag."""
+    `gpt` is the GPT of equal size. Several by commas."""
     seeds: Annotated[Seeds, Flag(panel=_PROBES, metavar="N")] = 3
     """Models of each arm; all arms see the same sequences."""
     steps: Annotated[Count, Flag(panel=_PROBES, metavar="N")] = 400

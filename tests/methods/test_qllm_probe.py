@@ -172,7 +172,7 @@ def test_a_loss_beyond_all_numbers_is_no_answer(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_command_shows_means_or_all_of_it(eff: Eff) -> None:
     small = ("--seeds", "2", "--steps", "2", "--length", "8", "--set", "width=8")
-    code, out, err = eff("qllm", "probe", "copy", "--arms", "gpt", "--arms", "none", *small)
+    code, out, err = eff("qllm", "probe", "copy", "--arms", "gpt,none", *small)
     assert code == 0, err
     assert "copy, none, seed 1" in err
     assert "gpt" in out
