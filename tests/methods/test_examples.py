@@ -29,6 +29,8 @@ def _run(name: str) -> str:
     text = text.replace(
         "--tokens 500k", "--steps 5 --set model.layers=1 --set evaluation.tokens=999"
     )
+    few = "--set evaluation.texts=0"
+    text = text.replace("eff qllm train", f"eff qllm train {few}")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["sh", "-c", text],
@@ -50,6 +52,12 @@ def test_runs_of_an_equal_budget_are_compared(place: Path) -> None:
     told = _run("2_equal_budget.sh")
     assert told.count("held-out loss") >= 3
     assert "times fewer FLOPs than runs/plain" in told
+
+
+def test_a_phase_model_is_set_beside_a_gpt(place: Path) -> None:
+    told = _run("5_phases.sh")
+    assert "GPT of this size" in told
+    assert (place / "runs" / "phase" / "inspect.html").exists()
 
 
 def test_a_strategy_of_ones_own_is_followed(corpus_folder: Path) -> None:
