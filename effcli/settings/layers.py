@@ -120,7 +120,7 @@ class _Layers:
             content = {key: value for key, value in content.items() if key not in BUDGETS}
         own = {key: value for key, value in content.items() if key not in presets.RECIPES}
         if "name" in ground.get("model", {}):  # first, so that recipe and preset are its own
-            self.add(origin, {"model": ground["model"]["name"]})
+            self.add(origin, {"model": {"name": ground["model"]["name"]}})
         self.add(f"recipe {recipe}", presets.read(recipe))
         self.add(f"preset {preset}", {**own, "preset": preset, "recipe": recipe})
         self.add(f"preset {preset}", content.get(recipe, {}))
