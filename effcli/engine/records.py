@@ -137,6 +137,19 @@ class BesideFound(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Grown(Record):
+    """The model has become a larger one that computes the same."""
+
+    kind: ClassVar[str] = "grown"
+    step: int
+    width: int
+    layers: int
+    parameters: int
+    difference: float
+    """Of logits on a held-out window, the largest, in float32."""
+
+
+@dataclass(frozen=True, slots=True)
 class Student(Record):
     """What a distillation has made: a file, and what was measured of it."""
 

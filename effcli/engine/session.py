@@ -56,6 +56,7 @@ class Session:
         self._stack = ExitStack()
         self._evaluated_at = self._saved_at = -1
         self._losses: Tensor | None = None  # at every position of the last look
+        self.shape: str | None = None  # of a model that has not the one of the settings
         self.drive: Callable[..., Iterator[Record]] = train
 
     def __enter__(self) -> "Session":
@@ -254,6 +255,7 @@ class Session:
             "wall": self.log.wall(),
             "corpus": self.corpus.hash,
             "asked": self.run.asked(),
+            "shape": self.shape,
         }
         kept = (self.settings.keep, self.settings.save_at)
         checkpoint.save(self.run.checkpoints, step, self.parts.model.state_dict(), state, *kept)

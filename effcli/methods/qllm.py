@@ -1,12 +1,14 @@
 """Train a phase model, and find one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from effcli.engine.closing import floors_of
+from effcli.engine.growing import Growing
 from effcli.engine.loop import Parts, train
 from effcli.engine.models.phase import Phase
 from effcli.engine.objectives.next_token import NextToken
@@ -32,14 +34,21 @@ def run(settings: QllmSettings, watch: Watch = unwatched, stop: Stop = never) ->
     with Session("qllm", settings, watch, stop) as session:
         asked, parts = session.settings, session.parts
         assert isinstance(asked, QllmSettings)
-        if not isinstance(parts.model, Phase) or status(session.run.folder) == "complete":
+        if status(session.run.folder) == "complete":
             return session.train()
+        steps: Callable[..., Iterator[Record]] = train
+        facts: dict[str, Any] = {}
+        if asked.grows:
+            facts = {"parameters": parts.model.parameter_count()}  # in the end
+            session.drive = steps = Growing(session, asked.stages).train
+        if not isinstance(parts.model, Phase):
+            return session.train(**facts)
         if not checkpoint.steps(session.run.checkpoints):
             _begin(session, asked)
         _attune(session, asked)
 
         def drive(parts: Parts, *, stop: Stop) -> Iterator[Record]:
-            for record in train(parts, stop=stop):
+            for record in steps(parts, stop=stop):
                 yield record
                 if isinstance(record, Diverged):
                     return
@@ -54,7 +63,7 @@ def run(settings: QllmSettings, watch: Watch = unwatched, stop: Stop = never) ->
                 watch(Notice("a GPT to compare with: the same command with --arch gpt"))
 
         session.drive = drive
-        return session.train()
+        return session.train(**facts)
 
 
 @torch.no_grad()

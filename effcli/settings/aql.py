@@ -101,8 +101,6 @@ class AqlSettings(TrainSettings):
 
     #: The ratio decides how much is read, unless a budget is given.
     PRESET_BUDGET: ClassVar[bool] = False
-    #: What is read depends on the share of the budget that is spent.
-    SHARES_TRUNK: ClassVar[bool] = False
 
     ratio: Annotated[float, Field(gt=0, le=1), Flag(panel=_PANEL)] = 0.2
     """Share of the pool's tokens that is read; the rest never is."""
@@ -188,6 +186,11 @@ class AqlSettings(TrainSettings):
             raise ValueError("streaming needs --tokens, --steps or --flops: streams may not end")
         if self.epochs is not None:
             raise ValueError("epochs has no effect while streaming: nothing comes again")
+
+    @property
+    def shares_trunk(self) -> bool:
+        """What is read depends on the share of the budget that is spent."""
+        return False
 
     def for_text(self, tokens: int) -> Self:
         """With the budget that the ratio is of a text of so many tokens, unless there is one."""

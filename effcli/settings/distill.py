@@ -96,8 +96,6 @@ class DistillSettings(TrainSettings):
 
     #: `--epochs` may decide how much is read.
     PRESET_BUDGET: ClassVar[bool] = False
-    #: Warm starts and phases depend on the whole budget.
-    SHARES_TRUNK: ClassVar[bool] = False
     RUNS: ClassVar[tuple[str, ...]] = ("teacher",)
     #: Teachers are compared by their content, as the corpus is: they may be somewhere else now.
     FREE: ClassVar[tuple[str, ...]] = (*TrainSettings.FREE, "teacher")
@@ -199,6 +197,11 @@ class DistillSettings(TrainSettings):
             return 0.0
         usual = 1.0 if self.student == "same" else SHARES[self.model.bits]
         return self.low_bit_share or usual
+
+    @property
+    def shares_trunk(self) -> bool:
+        """Warm starts and phases depend on the whole budget."""
+        return False
 
     def for_text(self, tokens: int) -> Self:
         """With a budget, and a cool-down that begins with the low bits."""

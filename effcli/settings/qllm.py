@@ -1,6 +1,7 @@
 """`eff qllm`: a phase model, how its phases begin, and what is looked at besides its loss."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -9,9 +10,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from effcli.catalog import MODELS
 from effcli.errors import InputError
 from effcli.registry import suggestion
+from effcli.settings import presets
 from effcli.settings.base import Count, Flag, Settings, part
 from effcli.settings.bench import separated
 from effcli.settings.generate import GenerateSettings, Prompts, SamplingSettings
+from effcli.settings.growth import Stage, stages_of, steps_of
+from effcli.settings.model import GPTSettings
 from effcli.settings.phase import PhaseSettings
 from effcli.settings.suite import Seeds
 from effcli.settings.train import DeviceSettings, TrainSettings
@@ -42,16 +46,21 @@ class QllmSettings(TrainSettings):
     ] = "auto"
     """When energies count: `auto` waits until counting trigrams is beaten, then goes by stages;
     `off` is always; `seed` has the stages of the first design."""
+    grow: Annotated[str | None, Flag(panel="Growth", metavar="WIDTHS")] = None
+    """Widths from shares of the budget on, as 256@0,512@30%,768@60%: a model that grows computes
+    what it did, and goes on learning. The last is the model's."""
+    grow_depth: Annotated[str | None, Flag(panel="Growth", metavar="LAYERS")] = None
+    """Numbers of layers from shares of the budget on, as 4@0,8@50%. The last is the model's."""
     model: part(MODELS) = PhaseSettings()  # type: ignore[valid-type]
     """The model; its size is that of the preset."""
 
     @classmethod
     def ground(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         """Which model the preset is for."""
-        looks = {"evaluation": {"texts": TEXTS}}
+        looks, size = {"evaluation": {"texts": TEXTS}}, _grown_size(given)
         if given.get("arch") == "gpt":
-            return "eff qllm", {**looks, "model": {"name": "gpt"}}
-        return "eff qllm", {**looks, "model": {"positions": "none", "qk_norm": True}}
+            return "eff qllm", {**looks, "model": {"name": "gpt", **size}}
+        return "eff qllm", {**looks, "model": {"positions": "none", "qk_norm": True, **size}}
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
@@ -66,7 +75,29 @@ class QllmSettings(TrainSettings):
             raise ValueError("curriculum has no effect without --energies on")
         if self.device.compile == "on" and (self.energies == "on" or self.has_concepts):
             raise ValueError("energies and concepts are heard where nothing is compiled")
+        if self.device.compile == "on" and self.grows:
+            raise ValueError("a model that grows is not compiled: every size would be anew")
+        if self.grows and self.model.name not in ("gpt", "phase"):
+            raise ValueError(f"a model called {self.model.name} does not grow")
+        if self.grows:
+            assert self.stages
         return self
+
+    @property
+    def grows(self) -> bool:
+        """Whether the model begins smaller than it ends."""
+        return self.grow is not None or self.grow_depth is not None
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Every size that the model has, in order."""
+        assert isinstance(self.model, GPTSettings)
+        return stages_of(self.model, self.grow, self.grow_depth)
+
+    @property
+    def shares_trunk(self) -> bool:
+        """Growth and energies depend on the share of the budget that is spent."""
+        return not self.grows and self.energies != "on"
 
     @property
     def has_concepts(self) -> bool:
@@ -74,11 +105,28 @@ class QllmSettings(TrainSettings):
         return isinstance(self.model, PhaseSettings) and self.model.concepts > 0
 
     def for_text(self, tokens: int) -> Self:
-        """Not compiled where somebody listens."""
+        """Not compiled where somebody listens, or the model grows."""
         del tokens
-        if self.energies != "on" and not self.has_concepts:
+        if self.energies != "on" and not self.has_concepts and not self.grows:
             return self
         return self.model_copy(update={"device": self.device.model_copy(update={"compile": "off"})})
+
+
+def _grown_size(given: Mapping[str, Any]) -> dict[str, int]:
+    """The size that a model grows to, by heads of as many channels as the preset's."""
+    size: dict[str, int] = {}
+    fields = ("width", "grow"), ("layers", "grow_depth")
+    for field, name in fields:
+        with suppress(ValueError):  # told when settings are checked
+            if isinstance(text := given.get(name), str):
+                size[field] = steps_of(text, name)[-1][1]
+    preset = given.get("preset", "nano")
+    if "width" in size and preset in presets.PRESETS:
+        usual = presets.read(preset)["model"]
+        heads, rest = divmod(size["width"], usual["width"] // usual["heads"])
+        if not rest and heads:
+            size["heads"] = heads
+    return size
 
 
 class WriteSettings(SamplingSettings):

@@ -101,8 +101,6 @@ class TrainSettings(Settings):
 
     #: Whether a preset's budget counts where none is given.
     PRESET_BUDGET: ClassVar[bool] = True
-    #: Whether runs that differ in their budget alone take the same steps until a schedule differs.
-    SHARES_TRUNK: ClassVar[bool] = True
     #: Fields that say where things are, not what is computed: they are not kept in a run.
     PLACES: ClassVar[tuple[str, ...]] = ("out", "resume")
     #: Fields that name other runs: kept by their full paths, so that a run goes on from any folder.
@@ -173,6 +171,14 @@ class TrainSettings(Settings):
         """The settings for a training text of so many tokens."""
         del tokens  # which matters to whoever reads a share of it
         return self
+
+    @property
+    def shares_trunk(self) -> bool:
+        """Whether runs that differ in their budget alone begin with the same steps.
+
+        They go on with them as long as their schedules agree.
+        """
+        return True
 
     @field_validator("track")
     @classmethod

@@ -9,6 +9,7 @@ from rich.text import Text
 from effcli.engine.records import (
     Evaluation,
     FloorsFound,
+    Grown,
     Notice,
     Reading,
     Record,
@@ -72,6 +73,10 @@ class Watcher:
             )
         elif isinstance(record, FloorsFound):
             self._say(f"counting trigrams reaches {record.trigram:.4f}")
+        elif isinstance(record, Grown):
+            size = f"width {record.width}, {record.layers} layers, {record.parameters:,} weights"
+            apart = f"logits differ by {record.difference:.0e}"
+            self._say(f"step {record.step}: grown to {size}; {apart}")
         elif isinstance(record, Notice):
             self._say(record.text)
         elif isinstance(record, Saved) and not self._is_live:

@@ -12,6 +12,7 @@ from exactness import differences, final_state, stopping_after
 
 from effcli.engine.device import Device
 from effcli.engine.records import Record
+from effcli.engine.runs.rundir import RunDir
 from effcli.engine.runs.trained import open_trained
 from effcli.errors import Stopped
 from effcli.methods import qllm
@@ -167,3 +168,101 @@ def test_trained_energies_go_down(asked: Asked, place: Path) -> None:
     assert found["on"].frame_potential is not None
     assert found["off"].frame_potential is not None
     assert found["on"].frame_potential < found["off"].frame_potential
+
+
+GROWING: dict[str, tuple[dict[str, Any], list[tuple[int, int, int]]]] = {
+    "phase": (
+        {"grow": "16@0,32@50%", "grow_depth": "1@0,2@25%", "phase_init": "golden"},
+        [(2, 16, 2), (4, 32, 2)],
+    ),
+    "gpt": ({"arch": "gpt", "grow": "16@0,32@50%"}, [(4, 32, 2)]),
+    "heard": (
+        {"grow": "16@0,32@50%", "energies": "on", "curriculum": "off", "model.concepts": "8"},
+        [(4, 32, 2)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "cut"), [("phase", 3), ("phase", 4), ("gpt", 6), ("heard", 4)])
+def test_a_run_that_grows_goes_on_bit_for_bit(
+    name: str, cut: int, asked: Asked, place: Path
+) -> None:
+    options, expected = GROWING[name]
+    sets = [f"{key}={value}" for key, value in options.items() if "." in key]
+    flags = {key: value for key, value in options.items() if "." not in key}
+    whole, part = place / "whole", place / "cut"
+    report = qllm.run(asked(*sets, out=whole, **flags))
+    told = [row for row in RunDir(whole).records() if row["kind"] == "grown"]
+    assert [(row["step"], row["width"], row["layers"]) for row in told] == expected
+    assert all(row["difference"] <= 1e-4 for row in told)
+    assert report.parameters == told[-1]["parameters"]
+    assert report.flops["grow"] > 0
+    assert report.seconds["grow"] > 0
+    with pytest.raises(Stopped):
+        qllm.run(asked(*sets, out=part, **flags), *stopping_after(cut))
+    model = open_trained(part, Device(DeviceSettings(name="cpu")))[0]
+    width = 16 if cut < 4 else 32  # a signal is heard when a step begins, so after growing
+    assert model.head.shape[1] == width
+    qllm.run(asked(*sets, out=part, resume=True, **flags))
+    assert differences(final_state(whole), final_state(part)) == []
+    assert open_trained(part, Device(DeviceSettings(name="cpu")))[0].head.shape[1] == 32
+
+
+def test_a_checkpoint_of_the_step_of_growth_is_of_the_smaller_model(
+    asked: Asked, place: Path
+) -> None:
+    """It was saved before; whoever goes on from it grows again."""
+    whole, part = place / "whole", place / "cut"
+    flags = {"grow": "16@0,32@50%", "save_every": 2}
+    qllm.run(asked(out=whole, **flags))
+    with pytest.raises(Stopped):
+        qllm.run(asked(out=part, **flags), *stopping_after(4))
+    assert open_trained(part, Device(DeviceSettings(name="cpu")))[0].head.shape[1] == 16
+    qllm.run(asked(out=part, resume=True, **flags))
+    assert differences(final_state(whole), final_state(part)) == []
+
+
+def test_growing_costs_less_and_warms_the_rate_again(asked: Asked, place: Path) -> None:
+    plain = qllm.run(asked(out=place / "plain", steps=50))
+    grown = qllm.run(asked(out=place / "grown", steps=50, grow="16@0,32@40%", eval_every=10))
+    assert grown.flops["train"] < 0.8 * plain.flops["train"]
+    assert grown.parameters == plain.parameters
+    rows = list(RunDir(place / "grown").records())
+    looks = [row["loss"] for row in rows if row["kind"] == "evaluation"]
+    assert looks[-1] < looks[2] < looks[0]
+    rates = [row["lr"] for row in rows if row["kind"] == "step"]
+    assert rates[20] < 0.1 * rates[19]
+    assert rates[21] == pytest.approx(rates[19])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--grow", "32@0,16@50%"], "sizes rise: 16 comes after 32"),
+        (["--grow", "24@0,32@50%"], "width 24 is no multiple of a head's 16 channels"),
+        (["--grow", "16@0,32@0"], "shares of the budget rise"),
+        (["--grow", "16@50%,32@80%"], "begins with: 16@0"),
+        (["--grow", "16@0,32@60"], "'32@60' is not of the form"),
+        (["--grow", "16@0,32@100%"], "below 100%"),
+        (["--grow", "16@0,48@50%"], "ends with 48, and model.width is 32"),
+        (["--grow", "32@0"], "one size is no growth"),
+        (["--grow", ""], "is not of the form"),
+        (["--grow", "16@0,32@50%", "--set", "device.compile=on"], "is not compiled"),
+        (["--grow-depth", "1@0,4@50%"], "ends with 4, and model.layers is 2"),
+        (["--grow", "16@0,32@50%", "--set", "model.tied=true"], "tied tables cannot be widened"),
+    ],
+)
+def test_growth_that_cannot_be_is_one_line(
+    eff: Eff, corpus_folder: Path, flags: list[str], message: str
+) -> None:
+    told = eff("qllm", "train", "--data", str(corpus_folder), *SETS, *flags)
+    _line(told, message)
+
+
+def test_a_growing_run_ends_with_the_size_that_is_asked_for() -> None:
+    settings = resolve(QllmSettings, {"grow": "256@0,512@30%,768@60%"}).settings
+    assert (settings.model.width, settings.model.heads) == (768, 12)
+    sizes = [(share, model.width, model.heads) for share, model in settings.stages]
+    assert sizes == [(0.0, 256, 4), (0.3, 512, 8), (0.6, 768, 12)]
+    assert not settings.shares_trunk
+    assert settings.for_text(1).device.compile == "off"

@@ -30,7 +30,7 @@ def shared_steps(shorter: TrainSettings, longer: TrainSettings, tokens: int, flo
     It is 0 unless the runs differ in their budget alone. A step costs so many tokens and FLOPs.
     """
     is_other = shorter.model_dump(exclude=_FREE) != longer.model_dump(exclude=_FREE)
-    if is_other or not shorter.SHARES_TRUNK:
+    if is_other or not shorter.shares_trunk:
         return 0
     factor = partial(resolve_place(shorter.schedule.place), settings=shorter.schedule)
     first, second, meter = Budget(shorter), Budget(longer), Meter()

@@ -12,7 +12,8 @@ from effcli.settings.layers import CONFIG, read_toml, storable
 from effcli.settings.model import GPTSettings
 from effcli.settings.train import TrainSettings
 
-_READ = ("recipe", "seed", "text_share", "steps", "tokens", "flops", "minutes", "batch")
+_BUDGET = ("steps", "tokens", "flops", "minutes")
+_READ = (*_BUDGET, "recipe", "seed", "text_share", "batch", "grow", "grow_depth")
 _SHAPE = set(GPTSettings.model_fields) - {"name", "positions"}
 
 

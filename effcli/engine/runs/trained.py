@@ -1,8 +1,10 @@
 """Models, new and trained."""
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,7 +96,7 @@ def open_trained(
         raise InputError(f"{folder / TOKENIZER} is not the one that the run was trained with")
     place = _newest(folder, warn)
     run.require_asked(checkpoint.load_value(place, "asked"))
-    settings = _settings(folder / CONFIG)
+    settings = _settings(folder / CONFIG, checkpoint.load_value(place, "shape"))
     require_memory(settings, tokenizer.vocab_size, device, "using")
     model = build_model(settings, tokenizer.vocab_size, 0)
     weights = checkpoint.load_model(place, torch.device("cpu"))
@@ -114,12 +116,12 @@ def open_trained(
     return model, tokenizer
 
 
-def _settings(config: Path) -> PartSettings:
-    """Which model a run has."""
+def _settings(config: Path, shape: Any) -> PartSettings:
+    """Which model a run has; one that grows has a shape of its own in each checkpoint."""
     try:
-        shape = read_toml(config)["model"]
+        shape = read_toml(config)["model"] if shape is None else json.loads(shape)
         settings: PartSettings = MODELS.load(shape["name"]).model_validate(shape)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{config} does not describe a model: {reason}") from None
     return settings
