@@ -1,11 +1,13 @@
 """Write text with the model of a run."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
 from effcli.engine.models.generate import write
+from effcli.engine.models.phase import Phase
+from effcli.engine.phase.widths import nested
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.quant.packed import read
 from effcli.engine.quant.running import runnable
@@ -51,8 +53,33 @@ def _opened(settings: GenerateSettings, warn: Warn) -> tuple[LanguageModel, Toke
         if device.kind != "cpu":
             hint = "--set device.name=cpu, or name the folder of its run"
             raise InputError("a packed model runs on the CPU", hint)
+        if settings.phase_dim != "full":
+            raise InputError("phase_dim: a packed model has no phases", "leave out --phase-dim")
         packed = read(settings.run)
         return runnable(packed), packed.tokenizer
     model, tokenizer = open_trained(settings.run, device, warn)
+    if settings.phase_dim != "full":
+        _narrow(model, settings.phase_dim, warn)
     settle(model)
     return model, tokenizer
+
+
+def _narrow(model: LanguageModel, asked: Literal["auto"] | int, warn: Warn) -> None:
+    """Have fewer phases of each head count, if that is possible."""
+    if not isinstance(model, Phase):
+        hint = "leave out --phase-dim, or name a run of another model"
+        raise InputError("the model has no phases: phase_dim needs a phase model", hint)
+    widths, pairs = model.widths, model.pairs
+    if asked == "auto":
+        if widths is None or not widths.steps:
+            hint = "train with eff qllm train --phase-dim auto, or give a number"
+            raise InputError("the model has not learned when to keep fewer phases", hint)
+        widths.way = asked
+        return
+    if asked > pairs:
+        raise InputError(f"phase_dim: each head has {pairs} phases, not {asked}", "give fewer")
+    prepared = [pairs] if widths is None else nested(pairs)
+    if asked not in prepared:
+        known = ", ".join(map(str, sorted({*prepared})))
+        warn(f"the model was trained to keep {known} phases of each head, not {asked}")
+    model.keep(asked)

@@ -17,6 +17,7 @@ from effcli.engine.phase.curriculum import ALL, AUTO, NONE, SEED, Curriculum
 from effcli.engine.phase.initial import embedding, initial_phases
 from effcli.engine.phase.looking import measured
 from effcli.engine.phase.objective import WithEnergies
+from effcli.engine.phase.widths import Counting
 from effcli.engine.records import Diverged, Notice, Record, Stop, Watch, never, unwatched
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.report import Report
@@ -82,9 +83,11 @@ def _begin(session: Session, asked: QllmSettings) -> None:
 
 
 def _attune(session: Session, asked: QllmSettings) -> None:
-    """Let energies count, and codes of concepts be counted."""
+    """Let energies count, and let codes of concepts and what widths go by be counted."""
     parts = session.parts
     assert isinstance(parts.model, Phase)
+    if parts.model.widths is not None:
+        parts.batches = Counting(parts.batches, parts.model.widths)
     if asked.energies != "on" and not parts.model.concepts:
         return
     stages, floor = NONE, None

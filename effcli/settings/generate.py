@@ -1,7 +1,7 @@
 """`eff generate`: text from a trained run. The names are those of Hugging Face."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -17,6 +17,10 @@ def _are_texts(prompts: tuple[str, ...]) -> tuple[str, ...]:
 
 Prompts = Annotated[
     tuple[str, ...], AfterValidator(_are_texts), Flag(positional=True, metavar="PROMPT")
+]
+PhaseDim = Annotated[
+    Literal["full", "auto"] | Count,
+    Flag(panel="Text", metavar="N|auto|full", choices=("full", "auto")),
 ]
 Mark = Annotated[str, Field(min_length=1)]
 
@@ -81,5 +85,7 @@ class GenerateSettings(SamplingSettings):
     """Folder of a run, or the packed file of a student."""
     prompts: Prompts = ("",)
     """Texts to continue, all at once; without one, a new document is begun."""
-
+    phase_dim: PhaseDim = "full"
+    """Keep the first N phases of each head of a phase model: less work, and less to remember.
+    `auto` keeps as many as the text is surprising, which spares nothing."""
     device: DeviceSettings = DeviceSettings(compile="off")

@@ -37,6 +37,11 @@ class PhaseSettings(GPTSettings):
     """`delta` takes back what the memory says of a key before it writes (Yang et al. 2024)."""
     score: Literal["real", "complex"] = "real"
     """Weigh values by the real part of the interference, or multiply phasors by all of it."""
+    phase_dim: Annotated[Literal["full", "auto"], Flag(panel=_PHASES, choices=("full", "auto"))] = (
+        "full"
+    )
+    """`auto` trains keys whose first quarter, half and three quarters can stand alone, by position
+    as surprising as the text is; what writes then may keep fewer."""
     concepts: Annotated[int, Field(ge=0, le=2**16), Flag(panel=_PHASES, metavar="N")] = 0
     """Codes of a layer that says what each position is about; 0 has none."""
     tracker: bool = False
@@ -56,7 +61,14 @@ class PhaseSettings(GPTSettings):
             raise ValueError("tracker has no effect unless phase is data")
         if self.hybrid == 1 and (self.states, self.write, self.score) != (1, "add", "real"):
             raise ValueError("with hybrid=1 no layer has a memory to set")
+        if self.phase_dim == "auto" and self.pairs == 1:
+            raise ValueError("phase_dim=auto needs at least two pairs of channels per head")
         return self
+
+    @property
+    def pairs(self) -> int:
+        """Phases of the keys of each head."""
+        return self.width // self.heads // 2
 
     @property
     def hidden(self) -> int:

@@ -13,7 +13,7 @@ from effcli.registry import suggestion
 from effcli.settings import presets
 from effcli.settings.base import Count, Flag, Settings, part
 from effcli.settings.bench import separated
-from effcli.settings.generate import GenerateSettings, Prompts, SamplingSettings
+from effcli.settings.generate import GenerateSettings, PhaseDim, Prompts, SamplingSettings
 from effcli.settings.growth import Stage, stages_of, steps_of
 from effcli.settings.model import GPTSettings
 from effcli.settings.phase import PhaseSettings
@@ -136,6 +136,9 @@ class WriteSettings(SamplingSettings):
     """Texts to continue, all at once; without one, a new document is begun."""
     run: Annotated[Path | None, Flag(panel="Text", metavar="RUN")] = None
     """Folder of a run; by default the newest of a phase model."""
+    phase_dim: PhaseDim = "full"
+    """Keep the first N phases of each head: less work, and less to remember. `auto` keeps as many
+    as the text is surprising, which spares nothing."""
     device: DeviceSettings = DeviceSettings(compile="off")
 
     def of(self, run: Path) -> GenerateSettings:

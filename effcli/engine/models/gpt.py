@@ -154,8 +154,9 @@ class Trunk(nn.Module):
         del layer  # all are alike
         return Block(s, Attention(s))
 
-    def told(self, tokens: Int[Tensor, "batch time"], start: int) -> Any:
+    def told(self, tokens: Int[Tensor, "batch time"], start: int, cache: Cache | None) -> Any:
         """What every mixer is told about the positions of these tokens."""
+        del cache  # which matters where the text has a say
         has_angles = hasattr(self, "rotary")
         return self.rotary(start, tokens.shape[1], self.dtype) if has_angles else None
 
@@ -164,7 +165,7 @@ class Trunk(nn.Module):
     ) -> Float[Tensor, "batch time width"]:
         """The last hidden state; with a cache, `tokens` come after what is in it."""
         start, time = (cache.length if cache else 0), tokens.shape[1]
-        x, extras, told = self.embedding(tokens), [], self.told(tokens, start)
+        x, extras, told = self.embedding(tokens), [], self.told(tokens, start, cache)
         if hasattr(self, "positions"):
             x = x + self.positions(torch.arange(start, start + time, device=tokens.device))
         if self.embedding_norm:

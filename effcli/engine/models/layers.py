@@ -43,9 +43,9 @@ class RMSNorm(nn.Module):
         return rms_norm(x)
 
 
-def rms_norm(x: Tensor) -> Tensor:
+def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     """`x` divided by the root of its mean square over the last axis."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-6)  # which computes in float32
+    return F.rms_norm(x, x.shape[-1:], eps=eps)  # which computes in float32
 
 
 class Rotary(nn.Module):
@@ -80,12 +80,12 @@ def rotate(
 def attend(
     q: Float[Tensor, "batch heads time channels"],
     k: Float[Tensor, "batch heads past channels"],
-    v: Float[Tensor, "batch heads past channels"],
+    v: Float[Tensor, "batch heads past values"],
     *,
     by_products: bool,
     dropout: float = 0.0,
     window: int | None = None,
-) -> Float[Tensor, "batch heads time channels"]:
+) -> Float[Tensor, "batch heads time values"]:
     """Causal attention; the queries are the last of the keys' positions.
 
     With a `window` each sees only so many of the last positions, its own among them.

@@ -67,6 +67,14 @@ class Phases(nn.Module):
             cache.past[place] = angles[:, :, -1:].clone()
         return angles
 
+    def keep(self, pairs: int) -> None:
+        """Turn only the first pairs of each head."""
+        rates = self.get_buffer("rates")
+        if self.way == "data":
+            rows = torch.arange(rates.numel()).view(rates.shape)[:, :pairs].flatten()
+            self.widen.weight = cut(self.widen.weight, rows)
+        self.register_buffer("rates", rates[:, :pairs].contiguous(), persistent=False)
+
 
 class PhaseMixer(nn.Module):
     """What memories and attention have in common: phasors in, and a gate before the output."""
@@ -84,50 +92,69 @@ class PhaseMixer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch time width"],
-        told: None,
+        told: Tensor | None,
         cache: Cache | None,
         layer: int,
         extra: Tensor | None,
     ) -> Float[Tensor, "batch time width"]:
-        """What every position takes from those before it; `extra` is added to the values."""
-        del told  # phases know positions by themselves
+        """What every position takes from those before it; `extra` is added to the values.
+
+        It is `told` which channels of keys and queries count; none where all do.
+        """
         v = self.value(x) if extra is None else self.value(x) + extra.to(x.dtype)
         angles = self.phases(x, cache, f"{layer}.angles")
-        read = self.read(x, self.by_head(v), angles, cache, layer)
+        q, k = (self.phasors(one, angles, told) for one in self.asked(x, cache, layer))
+        read = self.read(x, q, k, self.by_head(v), cache, layer)
         y = rms_norm(read).transpose(1, 2).flatten(2).to(x.dtype)
         out: Tensor = self.output(y * F.silu(self.gate(x)))
         return out
 
-    def asked(
-        self, x: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
-    ) -> tuple[Tensor, Tensor]:
-        """Queries and keys, by head, of length 1; in float32."""
+    def asked(self, x: Tensor, cache: Cache | None, layer: int) -> tuple[Tensor, Tensor]:
+        """Queries and keys, before they are phasors."""
         del cache, layer  # which matter to whoever looks at earlier positions
-        return self.phasors(self.query(x), angles), self.phasors(self.key(x), angles)
+        return self.query(x), self.key(x)
 
     def read(
-        self, x: Tensor, v: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None, layer: int
     ) -> Float[Tensor, "batch heads time channels"]:
         """What each head reads."""
         raise NotImplementedError
 
     def by_head(self, x: Tensor) -> Float[Tensor, "batch heads time channels"]:
         """Channels shared out to heads."""
-        return x.view(*x.shape[:2], self.heads, self.channels).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def phasors(
-        self, x: Tensor, angles: Tensor | None
+        self, x: Tensor, angles: Tensor | None, told: Tensor | None
     ) -> Float[Tensor, "batch heads time channels"]:
         """Of length 1 by head, turned by the angles; in float32."""
-        x = rms_norm(self.by_head(x).float()) * self.channels**-0.5
+        x = self.by_head(x).float()
+        left = x.shape[-1]  # as if what was cut off were zeros
+        x = rms_norm(x if told is None else x * told, 1e-6 * (self.channels / left)) * left**-0.5
         return x if angles is None else rotate(x, angles)
+
+    def keep(self, pairs: int) -> Tensor:
+        """Cut keys and queries to the first pairs of each head; returns their channels."""
+        rows = torch.arange(self.heads * self.channels).view(self.heads, 2, -1)
+        rows = rows[:, :, :pairs].flatten()
+        for one in (self.query, self.key):
+            one.weight = cut(one.weight, rows)
+            if one.bias is not None:
+                one.bias = cut(one.bias, rows)
+        self.phases.keep(pairs)
+        return rows
+
+    @property
+    def keys(self) -> int:
+        """Channels of the keys of all heads."""
+        return len(self.key.weight)
 
     def flops(self, time: int, *, dense: bool) -> float:
         """Products for one sequence, those of the maps included."""
         width = self.heads * self.channels
-        per_token = 10.0 * width**2
+        per_token = 6.0 * width**2 + 4 * width * self.keys
         if self.phases.way == "data":
-            per_token += 2 * RANK * (width + width // 2)
+            per_token += 2 * RANK * (width + self.keys // 2)
         return time * per_token + self.mixing_flops(time, dense=dense)
 
     def mixing_flops(self, time: int, *, dense: bool) -> float:
@@ -153,20 +180,23 @@ class Interference(PhaseMixer):
         self.half_lives = half_lives(s, layer)
         self.heard: list[Told] | None = None  # where somebody listens; in float32
 
-    def asked(
-        self, x: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
-    ) -> tuple[Tensor, Tensor]:
-        """Queries and keys, by head, of length 1; in float32. Each mixes its last positions."""
+    def asked(self, x: Tensor, cache: Cache | None, layer: int) -> tuple[Tensor, Tensor]:
+        """Queries and keys, before they are phasors. Each mixes its last positions."""
         both = torch.cat((self.query(x), self.key(x)), dim=-1)
-        both = F.silu(self.short(both, cache, f"{layer}.short"))
-        q, k = both.chunk(2, dim=-1)
-        return self.phasors(q, angles), self.phasors(k, angles)
+        q, k = F.silu(self.short(both, cache, f"{layer}.short")).chunk(2, dim=-1)
+        return q, k
+
+    def keep(self, pairs: int) -> Tensor:
+        """Cut keys and queries to the first pairs of each head; returns their channels."""
+        rows = super().keep(pairs)
+        both = torch.cat((rows, self.heads * self.channels + rows))
+        self.short.weights = nn.ParameterList(cut(one, both) for one in self.short.weights)
+        return rows
 
     def read(
-        self, x: Tensor, v: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None, layer: int
     ) -> Float[Tensor, "batch heads time channels"]:
         """What each head reads."""
-        q, k = self.asked(x, angles, cache, layer)
         decays = -F.softplus(self.decay(x).float()).clamp(max=-SMALLEST)
         decays = decays.view(*x.shape[:2], self.heads, self.states).permute(0, 2, 3, 1)
         strength = self.strength(x).float().sigmoid().transpose(1, 2)
@@ -198,10 +228,11 @@ class Interference(PhaseMixer):
         pairs, solved, with_states = interfere_flops(time, self.chunk, dense=dense)
         width, ways = self.heads * self.channels, 2 if self.is_complex else 1
         own = 2 * width * self.heads * (self.states + 1) * time  # decays and strengths
-        by_state = 2 * width * self.channels * with_states
-        each = 4 * width * pairs + 2 * self.states * by_state
+        keys = self.keys
+        by_state = 2 * keys * self.channels * with_states
+        each = 2 * (width + keys) * pairs + 2 * self.states * by_state
         if self.is_delta:  # keys with keys, a triangle solved for keys and values, and by state
-            each += 2 * width * pairs + 2 * width * solved + by_state
+            each += 2 * keys * pairs + (width + keys) * solved + by_state
         return own + ways * each
 
 
@@ -213,11 +244,13 @@ class PhaseAttention(PhaseMixer):
         self.window, self.by_products = s.window, False
 
     def read(
-        self, x: Tensor, v: Tensor, angles: Tensor | None, cache: Cache | None, layer: int
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None, layer: int
     ) -> Float[Tensor, "batch heads time channels"]:
         """What each head reads."""
-        q, k = self.asked(x, angles, cache, layer)
-        q, k = (q * self.channels).to(v.dtype), k.to(v.dtype)  # attention divides by its root
+        del x  # which has no more to say
+        # Attention divides by the root of the channels that are left, as it did by that of all.
+        scale = self.channels**0.5 * (k.shape[-1] / self.channels) ** 0.25
+        q, k = (q * scale).to(v.dtype), (k * scale).to(v.dtype)
         if cache is not None:
             for name, own in (("keys", k), ("values", v)):
                 place = f"{layer}.{name}"
@@ -231,7 +264,12 @@ class PhaseAttention(PhaseMixer):
         seen = sum(min(t, self.window) for t in range(1, time + 1))
         if dense:
             seen = 2 * self.window * (time + -time % self.window) if time > self.window else time**2
-        return 4.0 * self.heads * self.channels * seen
+        return 2.0 * (self.heads * self.channels + self.keys) * seen
+
+
+def cut(weight: Tensor, rows: Tensor) -> nn.Parameter:
+    """Some of the rows, not to be trained any more."""
+    return nn.Parameter(weight.detach()[rows.to(weight.device)], requires_grad=False)
 
 
 def half_lives(s: PhaseSettings, layer: int) -> Tensor:

@@ -1,6 +1,7 @@
 """A language model whose layers remember by interference of phasors."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from effcli.engine.models.layers import Cache, generators
 from effcli.engine.models.mixers import Interference, PhaseAttention, PhaseMixer, Phases
 from effcli.engine.phase.coherence import phasors
 from effcli.engine.phase.concepts import Concepts
+from effcli.engine.phase.widths import Widths
 from effcli.settings.model import GPTSettings
 from effcli.settings.phase import RANK, PhaseSettings
 
@@ -24,7 +26,7 @@ class ConceptBlock(Block):
         self.concepts = Concepts(s.width, s.concepts)
 
     def forward(
-        self, x: Tensor, told: None, cache: Cache | None, layer: int, extra: Tensor | None
+        self, x: Tensor, told: Any, cache: Cache | None, layer: int, extra: Tensor | None
     ) -> Tensor:
         """The residual stream after this block and its concepts."""
         out: Tensor = self.concepts(super().forward(x, told, cache, layer, extra))[0]
@@ -33,6 +35,16 @@ class ConceptBlock(Block):
 
 class PhaseTrunk(Trunk):
     """From token ids to the last features."""
+
+    def __init__(self, s: GPTSettings, vocab_size: int) -> None:
+        super().__init__(s, vocab_size)
+        assert isinstance(s, PhaseSettings)
+        if s.phase_dim == "auto":
+            self.widths = Widths(s.pairs, vocab_size)
+
+    def told(self, tokens: Tensor, start: int, cache: Cache | None) -> Tensor | None:
+        """Which channels of keys and queries count; none where all do."""
+        return self.widths(tokens, start, cache) if hasattr(self, "widths") else None
 
     def block(self, s: GPTSettings, layer: int) -> Block:
         """A block; the one at a third of the depth has the concepts, if there are any."""
@@ -71,6 +83,28 @@ class Phase(GPT):
         """The small maps that steer memories and phases are Adam's."""
         steers = (".decay.", ".strength.", ".narrow.", ".widen.")
         return "scalar" if any(part in name for part in steers) else super().role(name, parameter)
+
+    @torch.no_grad()
+    def keep(self, pairs: int) -> None:
+        """Cut keys and queries to the first pairs of each head: less work, and less to remember.
+
+        Computes what the whole model does at that width. Not to be trained any more.
+        """
+        for one in self.trunk.modules():
+            if isinstance(one, PhaseMixer):
+                one.keep(pairs)
+
+    @property
+    def widths(self) -> Widths | None:
+        """What decides how many pairs count, where that is not always all of them."""
+        found = getattr(self.trunk, "widths", None)
+        return found if isinstance(found, Widths) else None
+
+    @property
+    def pairs(self) -> int:
+        """Phases of the keys of each head, all of them."""
+        assert isinstance(self.settings, PhaseSettings)
+        return self.settings.pairs
 
     @property
     def concepts(self) -> list[Concepts]:
