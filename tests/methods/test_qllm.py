@@ -105,6 +105,8 @@ def test_no_model_is_a_line_that_says_how_to_get_one(
         (["--set", "model.heads=32"], "even number of channels"),
         (["--phase", "wave"], "model.phase"),
         (["--states", "4"], "model.states"),
+        (["--phase-dim", "half"], "model.phase_dim"),
+        (["--phase-dim", "auto", "--set", "model.heads=16"], "at least two pairs"),
         (["--set", "model.name=gpt"], "contradict"),
         (["--energies", "on", "--set", "device.compile=on"], "nothing is compiled"),
     ],
@@ -120,6 +122,7 @@ OPTIONS = {
     "plain": {},
     "all": {"energies": "on", "curriculum": "off", "model.concepts": "16", "eval_every": 2},
     "seed": {"energies": "on", "curriculum": "seed", "phase_init": "semantic", "model.hybrid": "2"},
+    "widths": {"model.phase_dim": "auto", "energies": "on", "curriculum": "off"},
     "delta": {"model.write": "delta", "model.tracker": "true", "phase_init": "frequency"},
 }
 
@@ -266,3 +269,31 @@ def test_a_growing_run_ends_with_the_size_that_is_asked_for() -> None:
     assert sizes == [(0.0, 256, 4), (0.3, 512, 8), (0.6, 768, 12)]
     assert not settings.shares_trunk
     assert settings.for_text(1).device.compile == "off"
+
+
+def test_fewer_phases_write_where_that_is_possible(eff: Eff, asked: Asked, place: Path) -> None:
+    for out, sets in (("full", []), ("auto", ["model.phase_dim=auto"])):
+        qllm.run(asked(*sets, out=place / out, steps=3))
+    qllm.run(asked(out=place / "gpt", arch="gpt", steps=1))
+
+    def written(run: str, width: str) -> tuple[int, str, str]:
+        command = ["qllm", "generate", "ab", "--run", str(place / run), "--max-new-tokens", "9"]
+        return eff(*command, "--phase-dim", width)
+
+    whole = written("auto", "full")
+    assert whole[0] == 0
+    assert written("auto", "8")[1:] == whole[1:]
+    for width in ("2", "auto"):
+        code, out, err = written("auto", width)
+        assert (code, err) == (0, "")
+        assert out.startswith("ab")
+    assert "trained to keep 2, 4, 6, 8 phases of each head, not 3" in written("auto", "3")[2]
+    code, _, err = written("full", "4")
+    assert code == 0
+    assert "trained to keep 8 phases of each head, not 4" in err
+    _line(written("full", "auto"), "not learned when")
+    _line(written("auto", "9"), "each head has 8 phases, not 9")
+    for wrong in ("0", "-1", "some"):
+        _line(written("auto", wrong), "phase_dim")
+    command = ["generate", str(place / "gpt"), "ab", "--phase-dim", "4"]
+    _line(eff(*command), "needs a phase model")
