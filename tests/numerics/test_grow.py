@@ -7,14 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from effcli.engine.device import Device
+from effcli.engine.growing import apart
 from effcli.engine.models.gpt import GPT
 from effcli.engine.models.grow import Growth, grown
 from effcli.engine.models.phase import Phase
 from effcli.engine.optim.optimizer import Optimizer
-from effcli.errors import InputError
+from effcli.errors import CheckError, InputError
 from effcli.settings.model import GPTSettings, LowBitSettings
 from effcli.settings.optim import AdamWSettings, MuonSettings, OptimizerSettings, SGDSettings
 from effcli.settings.phase import PhaseSettings
+from effcli.settings.train import DeviceSettings
 
 VOCAB = 61
 TEXTBOOK: dict[str, Any] = {
@@ -223,6 +226,23 @@ def test_blocks_become_ones_of_their_kind() -> None:
     Growth(small, same, VOCAB)
     with pytest.raises(InputError, match="do not keep their order"):
         Growth(small, other, VOCAB)  # concepts would be behind a memory, not attention
+
+
+@pytest.mark.parametrize("kind", ["modern", "concepts"])
+def test_a_run_does_not_go_on_with_another_function(kind: str) -> None:
+    """Whatever the precision of training is, functions are compared in float32."""
+    small = _model(_settings(kind, SMALL)).train()
+    large = grown(small, _settings(kind, WIDE), 7)
+    device = Device(DeviceSettings(name="cpu", precision="bfloat16", threads=1))
+    for model in (small, large):
+        device.adopt(model)
+    assert apart(small, large, _tokens(1)) < 1e-4
+    assert small.training
+    assert small.dtype == small.trunk.dtype == torch.bfloat16
+    with torch.no_grad():
+        large.trunk.blocks[0].mlp.down.weight.mul_(1.01)
+    with pytest.raises(CheckError, match="computes something else"):
+        apart(small, large, _tokens(1))
 
 
 def test_models_of_few_bits_do_not_grow() -> None:
