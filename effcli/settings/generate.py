@@ -18,10 +18,7 @@ def _are_texts(prompts: tuple[str, ...]) -> tuple[str, ...]:
 Prompts = Annotated[
     tuple[str, ...], AfterValidator(_are_texts), Flag(positional=True, metavar="PROMPT")
 ]
-PhaseDim = Annotated[
-    Literal["full", "auto"] | Count,
-    Flag(panel="Text", metavar="N|auto|full", choices=("full", "auto")),
-]
+PhaseDim = Literal["full", "auto"] | Count
 Mark = Annotated[str, Field(min_length=1)]
 
 

@@ -136,7 +136,9 @@ class WriteSettings(SamplingSettings):
     """Texts to continue, all at once; without one, a new document is begun."""
     run: Annotated[Path | None, Flag(panel="Text", metavar="RUN")] = None
     """Folder of a run; by default the newest of a phase model."""
-    phase_dim: PhaseDim = "full"
+    phase_dim: Annotated[
+        PhaseDim, Flag(panel="Text", metavar="N|auto|full", choices=("full", "auto"))
+    ] = "full"
     """Keep the first N phases of each head: less work, and less to remember. `auto` keeps as many
     as the text is surprising, which spares nothing."""
     device: DeviceSettings = DeviceSettings(compile="off")
