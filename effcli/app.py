@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import sys
+import time
 import traceback
 from contextlib import suppress
 from difflib import get_close_matches
@@ -81,6 +82,7 @@ mount(app, "verify", VerifySettings, verify)
 mount(app, "bench", BenchSettings, bench, has_plan=True)
 mount(app, "doctor", DoctorSettings, doctor)
 
+LET_SPEAK = 10.0  # seconds that the first process has to say what all of them found
 _COMMON = InputError, CheckError, DivergedError, Stopped
 _RESOURCES = {
     errno.ENOSPC,
@@ -140,6 +142,8 @@ def run(arguments: list[str]) -> int:
         # What stops every process is said once; what stops one of them is said by that one.
         if launch.rank() == 0 or not isinstance(expected, _COMMON):
             show_error(expected)
+        elif isinstance(expected, InputError):
+            time.sleep(LET_SPEAK)  # who ends with an error ends the others, before they have spoken
         return expected.code if isinstance(expected, Stopped) else expected.exit_code
     return code if isinstance(code, int) else 0
 

@@ -418,10 +418,10 @@ def test_every_shipped_suite_is_sound(name: str, corpus: Corpus) -> None:
                 assert cell.settings.seed in (0, suite.tuning_seed)
 
 
-AQL, DISTILL = ([n for n in shipped() if n.startswith(kind)] for kind in ("aql-", "distill-"))
+METHODS = [name for name in shipped() if name.startswith(("aql", "distill", "qllm"))]
 
 
-@pytest.mark.parametrize("name", [*AQL, *DISTILL])
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("tier", ["smoke", "cpu"])
 def test_every_suite_of_methods_can_be_planned(
     corpus_folder: Path, eff: Eff, name: str, tier: str
@@ -441,13 +441,21 @@ def test_an_arm_that_chooses_is_compared_like_any_other(corpus_folder: Path, eff
     assert all(cell["accounts"]["flops"]["select"] > 0 for cell in document["cells"])
 
 
+def test_a_phase_model_is_compared_with_its_gpt(corpus_folder: Path, eff: Eff) -> None:
+    line = ("bench", "qllm", "--tier", "smoke", "--data", str(corpus_folder))
+    code, out, err = eff(*line, "--arms", "gpt,hybrid", "--json", "--quiet")
+    assert code == 0, err
+    sizes = {cell["arm"]: cell["parameters"] for cell in json.loads(out)["cells"]}
+    assert sizes["hybrid"] == pytest.approx(sizes["gpt"], rel=0.01)
+
+
 def test_every_shipped_arm_runs(corpus_folder: Path, eff: Eff) -> None:
     line = ("bench", "smoke", "--tier", "smoke", "--data", str(corpus_folder))
     code, out, err = eff(*line, "--json", "--quiet")
     assert code == 0, err
     document = json.loads(out)
     assert {cell["status"] for cell in document["cells"]} == {"complete"}
-    others = ("ladder", "speed", *AQL, *DISTILL)
+    others = ("ladder", "speed", *METHODS)
     shipped_arms = {
         arm for name in shipped() if name not in others for arm in read_suite(name).arms
     }
