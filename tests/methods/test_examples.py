@@ -60,8 +60,11 @@ def test_a_phase_model_is_set_beside_a_gpt(place: Path) -> None:
     assert (place / "runs" / "phase" / "inspect.html").exists()
 
 
-def test_a_strategy_of_ones_own_is_followed(corpus_folder: Path) -> None:
-    script = [sys.executable, str(EXAMPLES / "3_your_own_strategy.py"), str(corpus_folder)]
+def test_a_strategy_of_ones_own_is_followed(corpus_folder: Path, place: Path) -> None:
+    text = (EXAMPLES / "3_your_own_strategy.py").read_text()
+    own = place / "own.py"
+    own.write_text(text.replace('"tokens": "300k"', '"tokens": "30k"'))
+    script = [sys.executable, str(own), str(corpus_folder)]
     done = subprocess.run([*script, *TINY], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
