@@ -14,7 +14,7 @@ from effcli.engine.models.phase import Phase
 from effcli.engine.objectives.next_token import NextToken
 from effcli.engine.phase.beside import equal_gpt
 from effcli.engine.phase.curriculum import ALL, AUTO, NONE, SEED, Curriculum
-from effcli.engine.phase.initial import embedding, initial_phases
+from effcli.engine.phase.initial import TOKENS, embedding, initial_phases
 from effcli.engine.phase.looking import measured
 from effcli.engine.phase.objective import WithEnergies
 from effcli.engine.phase.widths import Counting
@@ -27,6 +27,7 @@ from effcli.errors import InputError
 from effcli.settings.layers import CONFIG, read_toml
 from effcli.settings.qllm import QllmSettings
 
+PASSAGE = 4096  # tokens that are read in a row, of those that are counted
 STAGES = {"auto": AUTO, "seed": SEED, "off": ALL}
 
 
@@ -70,13 +71,14 @@ def run(settings: QllmSettings, watch: Watch = unwatched, stop: Stop = never) ->
 @torch.no_grad()
 def _begin(session: Session, asked: QllmSettings) -> None:
     """Give the tokens the phases that they begin with."""
-    model, corpus = session.parts.model, session.corpus
+    model, corpus = session.parts.model, session.corpus.train
     if asked.phase_init == "random":
         return
     assert isinstance(model, Phase)
     weight = model.trunk.embedding.weight
     with session.parts.meter.timing("meta"):
-        text = corpus.train.read([0], corpus.train.tokens)[0]
+        length = min(PASSAGE, corpus.tokens - 1)
+        text = corpus.read(corpus.spread(length, TOKENS // length), length).flatten()
         shape = (model.vocab_size, weight.shape[1] // 2)
         angles = initial_phases(text, *shape, asked.phase_init, asked.seed)
     weight[: model.vocab_size] = torch.from_numpy(embedding(angles)).to(weight)

@@ -55,6 +55,8 @@ def test_a_run_killed_again_and_again_still_ends(tiny: Settings, place: Path) ->
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_save_and_say_how_to_go_on(tiny: Settings, place: Path, number: int) -> None:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("whoever began this lets it be ignored")
     dice = random.Random(number)
     saved = 0
     for attempt in range(8):
