@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--pasts", type=int, nargs="*", default=[64, 512, 4096, 8192])
     parser.add_argument("--set", nargs="*", default=[], help="settings, as of eff baseline")
     parser.add_argument("--out", type=Path, help="keep the figures in this file")
-    asked, found = parser.parse_args(), {"step": {}, "token": {}, "state": {}}
+    asked, found = parser.parse_args(), {"step": {}, "token": {}}
     for length in track(asked.lengths, "steps", console=Console(stderr=True), transient=True):
         jobs = {}
         for arm in ARMS:
