@@ -11,7 +11,7 @@ from torch import Tensor
 from effcli.engine.data.order import mix64
 from effcli.engine.loop import Parts, train
 from effcli.engine.models.gpt import GPT
-from effcli.engine.models.grow import Growth, grown
+from effcli.engine.models.grow import Growth
 from effcli.engine.optim.optimizer import Optimizer
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.records import Diverged, Grown, Record, Stop
@@ -54,15 +54,13 @@ class Growing:
 
     def _reached(self) -> int:
         """The stage of the newest whole checkpoint; the first where there is none."""
+        place = checkpoint.newest_whole(self._session.run.checkpoints)
+        if place is None:
+            return 0
         shapes = [settings.model_dump_json() for _, settings in self._stages]
-        folder = self._session.run.checkpoints
-        for place in reversed(checkpoint.steps(folder)):
-            if checkpoint.damage(place) is None:
-                shape = checkpoint.load_value(place, "shape")
-                if shape not in shapes:
-                    raise InputError(f"{place} is of no size that the run in it grows through")
-                return shapes.index(shape)
-        return 0
+        if (shape := checkpoint.load_value(place, "shape")) not in shapes:
+            raise InputError(f"{place} is of no size that the run in it grows through")
+        return shapes.index(shape)
 
     def _grow(self, number: int) -> Grown:
         session, parts, (_, settings) = self._session, self._session.parts, self._stages[number]
@@ -70,7 +68,7 @@ class Growing:
         assert isinstance(small, GPT)
         tokens = torch.from_numpy(session.held_out.tokens[:1, :-1]).to(parts.device.torch)
         with meter.timing("grow"):
-            large = grown(small, settings, mix64(session.settings.seed + number))
+            large = growth.grow(small, mix64(session.settings.seed + number))
             moments = growth.moments(parts.optimizer.state_dict())
             self._at = number
             self._become(large)

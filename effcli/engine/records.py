@@ -113,27 +113,31 @@ class Sample(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class TextsMeasured(Record):
+class Facts(Record):
+    """What was found once, as a piece of the report has it."""
+
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TextsMeasured(Facts):
     """What texts of the trained model are like, beside held-out ones."""
 
     kind: ClassVar[str] = "texts"
-    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class PhasesFound(Record):
+class PhasesFound(Facts):
     """What the phases of a model do."""
 
     kind: ClassVar[str] = "phases"
-    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class BesideFound(Record):
+class BesideFound(Facts):
     """The run of a GPT of equal size, and what it came to."""
 
     kind: ClassVar[str] = "beside"
-    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,19 +154,17 @@ class Grown(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Student(Record):
+class Student(Facts):
     """What a distillation has made: a file, and what was measured of it."""
 
     kind: ClassVar[str] = "student"
-    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class HybridFound(Record):
+class HybridFound(Facts):
     """What the parts of `--hybrid` did over a run."""
 
     kind: ClassVar[str] = "hybrid"
-    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,15 @@ from effcli.settings.base import Count, Flag, Settings
 from effcli.settings.train import DeviceSettings
 
 
-def _are_texts(prompts: tuple[str, ...]) -> tuple[str, ...]:
-    if any("\ud800" <= character <= "\udfff" for prompt in prompts for character in prompt):
+def is_text(text: str) -> str:
+    """A text that can be encoded; half a pair of surrogates is what bad UTF-8 came in as."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("not valid UTF-8")
-    return prompts or ("",)
+    return text
+
+
+def _are_texts(prompts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(is_text, prompts)) or ("",)
 
 
 Prompts = Annotated[

@@ -13,7 +13,7 @@ from effcli.registry import suggestion
 from effcli.settings import presets
 from effcli.settings.base import Count, Flag, Settings, part
 from effcli.settings.bench import separated
-from effcli.settings.generate import GenerateSettings, PhaseDim, Prompts, SamplingSettings
+from effcli.settings.generate import GenerateSettings, PhaseDim, Prompts, SamplingSettings, is_text
 from effcli.settings.growth import Stage, stages_of, steps_of
 from effcli.settings.model import GPTSettings
 from effcli.settings.phase import PhaseSettings
@@ -148,19 +148,14 @@ class WriteSettings(SamplingSettings):
         return GenerateSettings(**{**self.model_dump(), "run": run})
 
 
-def _is_text(text: str | None) -> str | None:
-    if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("not valid UTF-8")
-    return text
-
-
 class InspectSettings(Settings):
     """What `eff qllm inspect` is told."""
 
     run: Annotated[Path, Flag(positional=True, metavar="RUN")]
     """Folder of a trained phase model."""
     text: Annotated[
-        str | None, AfterValidator(_is_text), Flag(panel="What to look at", metavar="TEXT")
+        Annotated[str, AfterValidator(is_text)] | None,
+        Flag(panel="What to look at", metavar="TEXT"),
     ] = None
     """Whose interference is drawn; by default the beginning of the held-out text."""
     out: Annotated[Path | None, Flag(panel="Output", metavar="FILE")] = None

@@ -59,6 +59,14 @@ class DeviceSettings(Settings):
 class EvaluationSettings(Settings):
     """How a run is looked at. Costs are charged to `eval`, which no budget pays for."""
 
+    #: The held-out loss alone: for runs whose report nobody reads.
+    BARE: ClassVar[Mapping[str, Any]] = {
+        "floors": False,
+        "samples": 0,
+        "texts": 0,
+        "text_tokens": 256,
+    }
+
     tokens: Count = 131_072
     """Held-out tokens per evaluation, in windows spread evenly over the validation split."""
     floors: bool = True
@@ -67,7 +75,7 @@ class EvaluationSettings(Settings):
     """Texts generated at the end, for the report."""
     texts: Annotated[int, Field(ge=0, le=256)] = 0
     """Texts written at the end to see how much the model repeats itself; 0 measures none."""
-    text_tokens: Count = 256
+    text_tokens: Count = BARE["text_tokens"]
     """Tokens of each of them, and of the held-out windows that they are compared with."""
 
     @model_validator(mode="after")
@@ -77,9 +85,8 @@ class EvaluationSettings(Settings):
         return self
 
     def bare(self) -> Self:
-        """The held-out loss alone: for runs whose report nobody reads."""
-        none = {"floors": False, "samples": 0, "texts": 0}
-        return self.model_copy(update={**none, "text_tokens": type(self)().text_tokens})
+        """Nothing but the held-out loss."""
+        return self.model_copy(update=self.BARE)
 
 
 class EnergySettings(Settings):

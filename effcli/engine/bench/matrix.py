@@ -123,8 +123,8 @@ class Matrix:
     def trials(self, name: str, teacher: str = "") -> list[Cell]:
         """The trials of an arm, in the order of `tried`: a quarter of its largest budget each."""
         seed, share = self.suite.tuning_seed, HORIZON * self.shares(name)[-1]
-        looks = {"eval_every": 0, "evaluation.floors": False, "evaluation.samples": 0}
-        looks |= {"evaluation.texts": 0, "evaluation.text_tokens": EvaluationSettings().text_tokens}
+        bare = {f"evaluation.{name}": value for name, value in EvaluationSettings.BARE.items()}
+        looks = {"eval_every": 0, **bare}
         return [
             self._cell(name, seed, share, ("trial", {**looks, **values}), teacher, is_trial=True)
             for values in self.tried(name)

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from effcli.engine.runs.pieces import Spread
+
 WINDOWS = 256  # of held-out text: enough for a 99th percentile
 LEAST_GZIP = 0.75
 """Of the 5th percentile of the corpus: what compresses better has collapsed."""
@@ -128,25 +130,15 @@ class TextQuality:
         return cls(*(float(np.mean([getattr(q, f.name) for q in each])) for f in fields(cls)))
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """How a figure is distributed over the windows of a corpus."""
-
-    mean: float
-    p5: float
-    p95: float
-    p99: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Mean and percentiles."""
-        return cls(float(np.mean(values)), *map(float, np.percentile(values, [5, 95, 99])))
-
-
 def spreads(each: Sequence[TextQuality]) -> dict[str, Spread]:
     """The spread of every figure, by its name."""
     names = [f.name for f in fields(TextQuality)]
-    return {name: Spread.of([getattr(one, name) for one in each]) for name in names}
+    return {name: _spread([getattr(one, name) for one in each]) for name in names}
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    p5, p95, p99 = map(float, np.percentile(values, [5, 95, 99]))
+    return Spread(mean=float(np.mean(values)), p5=p5, p95=p95, p99=p99)
 
 
 def compared(
@@ -163,7 +155,7 @@ def compared(
         "collapsed": is_collapsed(found, corpus),
         "corpus": {
             "windows": len(windows),
-            **{name: asdict(one) for name, one in corpus.items()},
+            **{name: one.model_dump() for name, one in corpus.items()},
             "self_bleu": self_bleu(spread),
         },
     }

@@ -78,6 +78,14 @@ class Growth:
         self._blocks = _spread(*kinds)
         self._shapes = {name: p.shape for name, p in models[1].named_parameters()}
 
+    def grow(self, model: GPT, seed: int) -> GPT:
+        """The larger model, on the CPU, which computes the same logits."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(mix64(seed) % 2**63)
+            large = type(model)(self.large, model.vocab_size, seed)
+            self.fill(model, large)
+        return large
+
     @torch.no_grad()
     def fill(self, model: GPT, large: GPT) -> None:
         """Give a new model the weights that make it compute what the small one does."""
@@ -157,12 +165,7 @@ def grown(model: GPT, settings: GPTSettings, seed: int) -> GPT:
 
     Raises InputError as `Growth` does.
     """
-    growth = Growth(model.settings, settings, model.vocab_size)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(mix64(seed) % 2**63)
-        large = type(model)(settings, model.vocab_size, seed)
-        growth.fill(model, large)
-    return large
+    return Growth(model.settings, settings, model.vocab_size).grow(model, seed)
 
 
 def _owner(name: str) -> str:

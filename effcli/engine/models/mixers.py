@@ -5,6 +5,7 @@ that no cast can lose their imaginary part. Phases, decays, states and norms are
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import replace
 
 import torch
@@ -76,7 +77,7 @@ class Phases(nn.Module):
         self.register_buffer("rates", rates[:, :pairs].contiguous(), persistent=False)
 
 
-class PhaseMixer(nn.Module):
+class PhaseMixer(nn.Module, ABC):
     """What memories and attention have in common: phasors in, and a gate before the output."""
 
     def __init__(self, s: PhaseSettings) -> None:
@@ -114,11 +115,11 @@ class PhaseMixer(nn.Module):
         del cache, layer  # which matter to whoever looks at earlier positions
         return self.query(x), self.key(x)
 
+    @abstractmethod
     def read(
         self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None, layer: int
     ) -> Float[Tensor, "batch heads time channels"]:
         """What each head reads."""
-        raise NotImplementedError
 
     def by_head(self, x: Tensor) -> Float[Tensor, "batch heads time channels"]:
         """Channels shared out to heads."""
@@ -157,9 +158,9 @@ class PhaseMixer(nn.Module):
             per_token += 2 * RANK * (width + self.keys // 2)
         return time * per_token + self.mixing_flops(time, dense=dense)
 
+    @abstractmethod
     def mixing_flops(self, time: int, *, dense: bool) -> float:
         """Those of positions with each other."""
-        raise NotImplementedError
 
 
 class Interference(PhaseMixer):

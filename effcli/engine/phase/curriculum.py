@@ -42,9 +42,7 @@ class Curriculum(Around):
     rises by more than half a percent has its weights halved; where it does so again, they are 0.
     """
 
-    def __init__(
-        self, batches: BatchSource, stages: tuple[Stage, ...], floor: float | None
-    ) -> None:
+    def __init__(self, batches: BatchSource, stages: Stages, floor: float | None) -> None:
         super().__init__(batches)
         self._stages, self._floor = stages, floor
         self._progress, self._is_open = 0.0, floor is None

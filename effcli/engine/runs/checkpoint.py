@@ -8,7 +8,7 @@ lied: then its hashes say so, it is set aside, and the one before is used.
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,15 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     if warnings:
         raise InputError(f"no checkpoint in {folder} is whole", "; ".join(warnings))
     return None, warnings
+
+
+def newest_whole(folder: Path, warn: Callable[[str], None] = lambda _: None) -> Path | None:
+    """The same for whoever only reads: what is damaged is passed over, and stays where it is."""
+    for place in reversed(steps(folder)):
+        if (reason := damage(place)) is None:
+            return place
+        warn(f"{place} is damaged and was not used: {reason}")
+    return None
 
 
 def load_model(place: Path, device: torch.device) -> dict[str, Tensor]:

@@ -129,9 +129,8 @@ def _settings(config: Path, shape: Any) -> PartSettings:
 
 def _newest(folder: Path, warn: Callable[[str], None]) -> Path:
     """The newest whole checkpoint; a damaged one is passed over, but never silently."""
-    for place in reversed(checkpoint.steps(folder / CHECKPOINTS)):
-        if (reason := checkpoint.damage(place)) is None:
-            return place
-        warn(f"{place} is damaged and was not used: {reason}")
-    hint = "let it train until its first checkpoint"
-    raise InputError(f"the run in {folder} has no whole checkpoint", hint)
+    place = checkpoint.newest_whole(folder / CHECKPOINTS, warn)
+    if place is None:
+        hint = "let it train until its first checkpoint"
+        raise InputError(f"the run in {folder} has no whole checkpoint", hint)
+    return place
