@@ -1,19 +1,29 @@
 """What is looked at once, when a run has spent its budget."""
 
 import json
+import math
 from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
 
 from effcli.engine.data.corpus import Corpus
+from effcli.engine.data.marked import language_of
+from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.loop import Parts
 from effcli.engine.measure.evaluate import HeldOut
 from effcli.engine.measure.floors import ngram_floors
 from effcli.engine.measure.tail import TENTHS, tail_losses
 from effcli.engine.measure.text import WINDOWS, compared
 from effcli.engine.models.generate import write
-from effcli.engine.records import FloorsFound, Sample, Stop, TailFound, TextsMeasured
+from effcli.engine.records import (
+    FloorsFound,
+    LanguagesFound,
+    Sample,
+    Stop,
+    TailFound,
+    TextsMeasured,
+)
 from effcli.engine.runs.files import write_json
 from effcli.engine.runs.logbook import Logbook
 from effcli.settings.generate import SamplingSettings
@@ -39,6 +49,8 @@ def close_run(
         if held_out.predicted >= TENTHS:
             targets, vocab_size = held_out.tokens[:, 1:], corpus.tokenizer.vocab_size
             log.note(TailFound(tail_losses(corpus.train, targets, losses.numpy(), vocab_size)))
+        if corpus.tokenizer.marks:
+            log.note(LanguagesFound(by_language(corpus.tokenizer, held_out, losses)))
         if settings.evaluation.floors:
             log.note(FloorsFound(**floors_of(corpus, held_out)))
         if settings.evaluation.samples:
@@ -54,6 +66,20 @@ def close_run(
                 parts.meter.charge("eval", parts.model.forward_flops(*shape))
         if settings.evaluation.texts:
             log.note(TextsMeasured(texts_of(parts, corpus, settings, stop)))
+
+
+def by_language(tokenizer: Tokenizer, held_out: HeldOut, losses: Tensor) -> dict[str, Any]:
+    """The held-out loss in each language; marks do not count."""
+    languages = language_of(held_out.tokens[:, :-1], tokenizer)
+    targets, found = held_out.tokens[:, 1:], {}
+    for number, name in enumerate(tokenizer.marks):
+        own = (languages == number) & (targets < tokenizer.unmarked)
+        if count := int(own.sum()):
+            nats = float(losses.numpy()[own].sum(dtype=float))
+            size = int(tokenizer.token_bytes[targets[own]].sum())
+            bits = nats / math.log(2) / max(1, size)
+            found[name] = {"loss": nats / count, "bits_per_byte": bits, "tokens": count}
+    return {"held_out": found}
 
 
 def texts_of(parts: Parts, corpus: Corpus, settings: TrainSettings, stop: Stop) -> dict[str, Any]:

@@ -134,6 +134,20 @@ class PhasesFound(Facts):
 
 
 @dataclass(frozen=True, slots=True)
+class LanguagesFound(Facts):
+    """How well a model speaks each of its languages."""
+
+    kind: ClassVar[str] = "languages"
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentFound(Facts):
+    """Whether a model means the same in all of its languages."""
+
+    kind: ClassVar[str] = "alignment"
+
+
+@dataclass(frozen=True, slots=True)
 class BesideFound(Facts):
     """The run of a GPT of equal size, and what it came to."""
 

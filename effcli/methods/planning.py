@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from effcli.engine.assemble import assemble
-from effcli.engine.data.corpus import Corpus, locate
+from effcli.engine.data.opening import opened
 from effcli.engine.data.sources import plan
 from effcli.engine.device import Device
 from effcli.engine.measure.evaluate import HeldOut
@@ -24,7 +24,7 @@ def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
     """Build everything on the meta device, where nothing takes room or time."""
     settings = resolved.settings
     require(settings.track)
-    corpus = Corpus.open(locate(settings.data)).first(settings.text_share)
+    corpus = opened(settings)
     device = Device(settings.device)
     # What would stop the run at its beginning stops its plan.
     require_memory(settings.model, corpus.tokenizer.vocab_size, device)

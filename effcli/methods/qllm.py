@@ -12,11 +12,14 @@ from effcli.engine.growing import Growing
 from effcli.engine.loop import Parts, train
 from effcli.engine.models.phase import Phase
 from effcli.engine.objectives.next_token import NextToken
+from effcli.engine.phase.aligning import Aligning
 from effcli.engine.phase.beside import equal_gpt
 from effcli.engine.phase.curriculum import ALL, AUTO, NONE, SEED, Curriculum
 from effcli.engine.phase.initial import TOKENS, embedding, initial_phases
 from effcli.engine.phase.looking import measured
 from effcli.engine.phase.objective import WithEnergies
+from effcli.engine.phase.pairs import Pairs
+from effcli.engine.phase.speaking import aligned
 from effcli.engine.phase.widths import Counting
 from effcli.engine.records import Diverged, Notice, Record, Stop, Watch, never, unwatched
 from effcli.engine.runs import checkpoint
@@ -43,11 +46,11 @@ def run(settings: QllmSettings, watch: Watch = unwatched, stop: Stop = never) ->
         if asked.grows:
             facts = {"parameters": parts.model.parameter_count()}  # in the end
             session.drive = steps = Growing(session, asked.stages).train
-        if not isinstance(parts.model, Phase):
-            return session.train(**facts)
-        if not checkpoint.steps(session.run.checkpoints):
-            _begin(session, asked)
-        _attune(session, asked)
+        pairs = None if asked.align is None else Pairs.read(asked.align, session.corpus.tokenizer)
+        if isinstance(parts.model, Phase):
+            if not checkpoint.steps(session.run.checkpoints):
+                _begin(session, asked)
+            _attune(session, asked, pairs)
 
         def drive(parts: Parts, *, stop: Stop) -> Iterator[Record]:
             for record in steps(parts, stop=stop):
@@ -55,10 +58,10 @@ def run(settings: QllmSettings, watch: Watch = unwatched, stop: Stop = never) ->
                 if isinstance(record, Diverged):
                     return
             session.look()  # nothing is measured of a model that has diverged
-            assert isinstance(parts.model, Phase)
-            if asked.energies != "off":
-                with parts.meter.timing("eval"):
-                    yield measured(parts.model, torch.from_numpy(session.held_out.tokens[:, :-1]))
+            with parts.meter.timing("eval"):
+                yield from _found(session, asked, pairs)
+            if not isinstance(parts.model, Phase):
+                return
             if (beside := equal_gpt(asked, session.corpus.hash)) is not None:
                 yield beside
             else:
@@ -66,6 +69,15 @@ def run(settings: QllmSettings, watch: Watch = unwatched, stop: Stop = never) ->
 
         session.drive = drive
         return session.train(**facts)
+
+
+def _found(session: Session, asked: QllmSettings, pairs: Pairs | None) -> Iterator[Record]:
+    """What phases do, and whether all languages mean the same."""
+    model, windows = session.parts.model, session.held_out.tokens
+    if isinstance(model, Phase) and asked.energies != "off":
+        yield measured(model, torch.from_numpy(windows[:, :-1]))
+    if isinstance(model, Phase) and asked.languages:
+        yield aligned(model, session.corpus.tokenizer, pairs)
 
 
 @torch.no_grad()
@@ -84,12 +96,20 @@ def _begin(session: Session, asked: QllmSettings) -> None:
     weight[: model.vocab_size] = torch.from_numpy(embedding(angles)).to(weight)
 
 
-def _attune(session: Session, asked: QllmSettings) -> None:
-    """Let energies count, and let codes of concepts and what widths go by be counted."""
+def _attune(session: Session, asked: QllmSettings, pairs: Pairs | None) -> None:
+    """Let energies and pairs count, and let codes and what widths go by be counted."""
     parts = session.parts
     assert isinstance(parts.model, Phase)
     if parts.model.widths is not None:
         parts.batches = Counting(parts.batches, parts.model.widths)
+    _hear_energies(session, asked)
+    if pairs is not None and asked.align_weight:
+        parts.objective = Aligning(parts.objective, pairs, asked.align_weight, asked.seed)
+
+
+def _hear_energies(session: Session, asked: QllmSettings) -> None:
+    parts = session.parts
+    assert isinstance(parts.model, Phase)
     if asked.energies != "on" and not parts.model.concepts:
         return
     stages, floor = NONE, None

@@ -60,14 +60,14 @@ class SamplingSettings(Settings):
     """Hotter where phases are more stable than is usual in the text, cooler where less."""
     loop_guard: Annotated[bool, Flag(panel="Text")] = False
     """End a text whose last 64 tokens are one piece of at most 16 over and over."""
-    stop: Annotated[
-        tuple[Annotated[str, Field(min_length=1)], ...], Flag(panel="Text", metavar="TEXT")
-    ] = ()
+    stop: Annotated[tuple[Mark, ...], Flag(panel="Text", metavar="TEXT")] = ()
     """End where this text appears; may be given several times."""
     num_return_sequences: Annotated[Count, Field(le=256), Flag(panel="Text", metavar="N")] = 1
     """How many texts to write."""
     seed: Annotated[int, Field(ge=0, lt=2**63), Flag(panel="Sampling", metavar="N")] = 0
     """Decides every choice."""
+    language: Annotated[Mark | None, Flag(panel="Text", metavar="NAME")] = None
+    """Language to write, of a model that was trained with --languages; by default its first."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:

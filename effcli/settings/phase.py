@@ -44,6 +44,10 @@ class PhaseSettings(GPTSettings):
     as surprising as the text is; what writes then may keep fewer."""
     concepts: Annotated[int, Field(ge=0, le=2**16), Flag(panel=_PHASES, metavar="N")] = 0
     """Codes of a layer that says what each position is about; 0 has none."""
+    prior: bool = False
+    """Tokens begin with a bias to the concept of their cluster; of bytes it means nothing."""
+    languages: Annotated[int, Field(ge=0, le=256)] = 0
+    """Whose marks are the last ids; each has an angle for each pair of channels."""
     tracker: bool = False
     """The first head of each layer turns and forgets as counting needs it."""
     chunk: Count = 64
@@ -61,6 +65,10 @@ class PhaseSettings(GPTSettings):
             raise ValueError("tracker has no effect unless phase is data")
         if self.hybrid == 1 and (self.states, self.write, self.score) != (1, "add", "real"):
             raise ValueError("with hybrid=1 no layer has a memory to set")
+        if self.prior and not self.concepts:
+            raise ValueError("prior has no effect without concepts")
+        if self.languages == 1:
+            raise ValueError("languages: one alone has nobody to share with")
         if self.phase_dim == "auto" and self.pairs == 1:
             raise ValueError("phase_dim=auto needs at least two pairs of channels per head")
         return self

@@ -20,7 +20,8 @@ from effcli.settings.phase import PhaseSettings
 from effcli.settings.suite import Seeds
 from effcli.settings.train import DeviceSettings, TrainSettings
 
-_PHASES, _PROBES = "Phases", "What is compared"
+_PHASES, _LANGUAGES, _PROBES = "Phases", "Languages", "What is compared"
+Name = Annotated[str, Field(min_length=1, max_length=100)]
 TEXTS = 32  # of the model, that are compared with the corpus
 STARTS = ("random", "semantic", "frequency", "golden")
 
@@ -51,6 +52,16 @@ class QllmSettings(TrainSettings):
     what it did, and goes on learning. The last is the model's."""
     grow_depth: Annotated[str | None, Flag(panel="Growth", metavar="LAYERS")] = None
     """Numbers of layers from shares of the budget on, as 4@0,8@50%. The last is the model's."""
+    languages: Annotated[
+        tuple[Name, ...], BeforeValidator(separated), Flag(panel=_LANGUAGES, metavar="NAMES")
+    ] = ()
+    """Of the documents, by their labels, as en,de: each begins with a mark of its language, and
+    turns what all share by angles of its own."""
+    align: Annotated[Path | None, Flag(panel=_LANGUAGES, metavar="FILE")] = None
+    """Texts that mean the same, by tabs, with languages in the first line: what a third of the
+    layers make of them is brought together. A tenth is kept aside, to find out whether it is."""
+    align_weight: Annotated[float, Field(ge=0, le=10)] = 0.1
+    """Of bringing together, beside the loss; 0 only measures."""
     model: part(MODELS) = PhaseSettings()  # type: ignore[valid-type]
     """The model; its size is that of the preset."""
 
@@ -60,6 +71,8 @@ class QllmSettings(TrainSettings):
         looks, size = {"evaluation": {"texts": TEXTS}}, _grown_size(given)
         if given.get("arch") == "gpt":
             return "eff qllm", {**looks, "model": {"name": "gpt", **size}}
+        if languages := separated(given.get("languages", ())):
+            size["languages"] = len(tuple(languages))
         return "eff qllm", {**looks, "model": {"positions": "none", "qk_norm": True, **size}}
 
     @model_validator(mode="after")
@@ -68,13 +81,21 @@ class QllmSettings(TrainSettings):
             raise ValueError(f"arch {self.arch} and model.name {self.model.name} contradict")
         fields = type(self).model_fields
         if self.arch == "gpt":
-            for name in ("phase_init", "energies"):
+            for name in ("phase_init", "energies", "align"):
                 if getattr(self, name) != fields[name].default:
                     raise ValueError(f"{name} has no effect without phases: --arch phase")
+        if len(set(self.languages)) != len(self.languages) or len(self.languages) == 1:
+            raise ValueError("languages: two or more, each once")
+        if self.arch == "phase" and self.model.languages != len(self.languages):
+            raise ValueError("model.languages: is the number of --languages")
+        if self.align and not self.languages:
+            raise ValueError("align has no effect without --languages")
+        if not self.align and self.align_weight != fields["align_weight"].default:
+            raise ValueError("align_weight has no effect without --align")
         if self.energies != "on" and self.curriculum != fields["curriculum"].default:
             raise ValueError("curriculum has no effect without --energies on")
-        if self.device.compile == "on" and (self.energies == "on" or self.has_concepts):
-            raise ValueError("energies and concepts are heard where nothing is compiled")
+        if self.device.compile == "on" and self.is_heard:
+            raise ValueError("energies, concepts and pairs are heard where nothing is compiled")
         if self.device.compile == "on" and self.grows:
             raise ValueError("a model that grows is not compiled: every size would be anew")
         if self.grows and self.model.name not in ("gpt", "phase"):
@@ -100,14 +121,20 @@ class QllmSettings(TrainSettings):
         return not self.grows and self.energies != "on"
 
     @property
-    def has_concepts(self) -> bool:
-        """Whether there is a layer of concepts."""
-        return isinstance(self.model, PhaseSettings) and self.model.concepts > 0
+    def marks(self) -> tuple[str, ...]:
+        """Languages that documents are to be marked with."""
+        return self.languages
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether more is trained on than the next token."""
+        has_concepts = isinstance(self.model, PhaseSettings) and self.model.concepts > 0
+        return self.energies == "on" or has_concepts or self.align is not None
 
     def for_text(self, tokens: int) -> Self:
         """Not compiled where somebody listens, or the model grows."""
         del tokens
-        if self.energies != "on" and not self.has_concepts and not self.grows:
+        if not self.is_heard and not self.grows:
             return self
         return self.model_copy(update={"device": self.device.model_copy(update={"compile": "off"})})
 

@@ -180,6 +180,11 @@ class TrainSettings(Settings):
         return self
 
     @property
+    def marks(self) -> tuple[str, ...]:
+        """Languages that documents are to be marked with."""
+        return ()
+
+    @property
     def shares_trunk(self) -> bool:
         """Whether runs that differ in their budget alone begin with the same steps.
 

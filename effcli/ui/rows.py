@@ -12,7 +12,12 @@ def rows_of_some(report: Mapping[str, Any]) -> Rows:
     """What not every run has."""
     rows = _text_rows(report.get("text")) + _selection_rows(report.get("selection"))
     rows += _student_rows(report.get("student")) + _hybrid_rows(report.get("hybrid"))
-    return rows + _phase_rows(report.get("phase")) + _beside_rows(report.get("gpt"))
+    return (
+        rows
+        + _phase_rows(report.get("phase"))
+        + _language_rows(report.get("languages"))
+        + _beside_rows(report.get("gpt"))
+    )
 
 
 def _text_rows(text: Mapping[str, Any] | None) -> Rows:
@@ -106,6 +111,21 @@ def _phase_rows(found: Mapping[str, Any] | None) -> Rows:
     rows.append(("memory of a text", ", ".join(memory)))
     if found["concepts_used"] is not None:
         rows.append(("concepts", f"{found['concepts_used']:.0%} in use"))
+    return rows
+
+
+def _language_rows(found: Mapping[str, Any] | None) -> Rows:
+    """How well each language is spoken; nothing where there is one alone."""
+    if found is None:
+        return []
+    spoken = (
+        f"{name} {one['loss']:.4f} ({one['bits_per_byte']:.3f} bits/byte)"
+        for name, one in found["held_out"].items()
+    )
+    rows = [("languages", ", ".join(spoken))]
+    if found["retrieval"] is not None:
+        shares = ", ".join(f"{ways} {share:.0%}" for ways, share in found["retrieval"].items())
+        rows.append(("finds what means the same", f"{shares} of {found['pairs']} texts"))
     return rows
 
 

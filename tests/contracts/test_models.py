@@ -37,6 +37,7 @@ OF_ONE = {
     "complex": ("phase", ["model.chunk=8", "model.score=complex", "model.phase=rope"]),
     "still": ("phase", ["model.phase=none"]),
     "tracker": ("phase", ["model.tracker=true"]),
+    "languages": ("phase", ["model.languages=3", "model.concepts=9", "model.prior=true"]),
 }
 UNPHASED = ("learned", "textbook", "plain")  # positions, or keys that are not phasors
 CASES = [(n, s) for n in MODELS for s in SHAPES if n != "phase" or s not in UNPHASED]
@@ -69,7 +70,9 @@ def _solved(model: LanguageModel) -> float:
 
 
 def _tokens(rows: int = 3, time: int = 24) -> torch.Tensor:
-    return torch.randint(0, VOCAB, (rows, time), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(0, VOCAB, (rows, time), generator=torch.Generator().manual_seed(1))
+    tokens[0, :3] = torch.arange(VOCAB - 3, VOCAB)  # marks, to a model that knows languages
+    return tokens
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)

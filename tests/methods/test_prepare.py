@@ -661,6 +661,19 @@ def test_documents_keep_the_labels_of_their_rows(place: Path, name: str, labels:
         assert named == [text.split()[0] for text in _texts(corpus, split)]
 
 
+def test_held_out_text_has_labels_that_training_text_has(place: Path) -> None:
+    _labeled(place / "a.jsonl", ["wiki", "logs"])
+    _labeled(place / "b.jsonl", ["other", "logs", "wiki"])
+    _, corpus = _make(
+        sources=("a.jsonl",), val=Path("b.jsonl"), label_column="kind", tokenizer="bytes"
+    )
+    assert corpus.label_names == ["wiki", "logs"]
+    labels = corpus.val.labels()
+    assert labels is not None
+    first = [text.split()[0] for text in _texts(corpus, "val")]
+    assert labels.tolist() == [int(name == "logs") for name in first]
+
+
 def test_labels_are_of_the_training_text_alone(place: Path) -> None:
     _labeled(place / "a.jsonl", ["wiki", "logs"])
     _labeled(place / "b.jsonl", [2.5])

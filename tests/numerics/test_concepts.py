@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from effcli.engine.phase.coherence import rotate
 from effcli.engine.phase.concepts import (
     PRIOR,
     Concepts,
@@ -26,7 +25,7 @@ WIDTH, CODES = 16, 24
 
 def _layer(*, awake: bool = True, **how: int) -> Concepts:
     layer = Concepts(WIDTH, CODES, **how)
-    if awake:  # an output, and languages and priors that differ
+    if awake:  # an output, and priors that differ
         generator = torch.Generator().manual_seed(1)
         for name, parameter in layer.named_parameters():
             if name != "log_sharpness" and not parameter.any():
@@ -35,9 +34,9 @@ def _layer(*, awake: bool = True, **how: int) -> Concepts:
 
 
 def test_at_first_nothing_is_added() -> None:
-    layer = _layer(awake=False, languages=2, vocab_size=9)
+    layer = _layer(awake=False, vocab_size=9)
     x = torch.randn(2, 7, WIDTH)
-    out, _ = layer(x, torch.randint(9, (2, 7)), torch.tensor([[0], [1]]))
+    out, _ = layer(x, torch.randint(9, (2, 7)))
     assert torch.equal(out, x)
     out.square().sum().backward()
     assert layer.output.weight.grad is not None
@@ -51,12 +50,11 @@ def test_weights_depend_on_the_seed_alone() -> None:
 
 
 def test_each_position_sees_itself_alone() -> None:
-    layer = _layer(languages=2, vocab_size=9)
+    layer = _layer(vocab_size=9)
     x, tokens = torch.randn(2, 7, WIDTH), torch.randint(9, (2, 7))
-    languages = torch.randint(2, (2, 7))
     changed = x.clone()
     changed[0, 3] += 1
-    before, after = (layer(each, tokens, languages)[0] for each in (x, changed))
+    before, after = (layer(each, tokens)[0] for each in (x, changed))
     is_other = (before != after).any(-1)
     assert is_other.nonzero().tolist() == [[0, 3]]
 
@@ -87,10 +85,8 @@ def test_information_is_one_for_sure_and_even_codes_and_zero_for_one_answer() ->
 
 
 def test_gradients_reach_all_codes_and_all_else() -> None:
-    layer = _layer(languages=2, vocab_size=9)
-    out, probable = layer(
-        torch.randn(2, 7, WIDTH), torch.randint(9, (2, 7)), torch.tensor([[0], [1]])
-    )
+    layer = _layer(vocab_size=9)
+    out, probable = layer(torch.randn(2, 7, WIDTH), torch.randint(9, (2, 7)))
     (out.square().mean() - information(probable)).backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None, name
@@ -99,21 +95,6 @@ def test_gradients_reach_all_codes_and_all_else() -> None:
         assert gradient.abs().sum() > 0, name
     assert layer.codes_embedding.grad is not None
     assert (layer.codes_embedding.grad.abs().sum(1) > 0).all()
-
-
-def test_languages_are_turned_and_not_changed() -> None:
-    layer = _layer(languages=3)
-    x, languages = torch.randn(2, 5, WIDTH), torch.tensor([[1], [2]])
-    there = layer.phases(x, languages)
-    torch.testing.assert_close(there.norm(dim=-1), x.norm(dim=-1))
-    torch.testing.assert_close(layer.phases.undo(there, languages), x)
-    basis = rotate(torch.eye(WIDTH), layer.phases.angles_embedding[1])
-    torch.testing.assert_close(basis @ basis.T, torch.eye(WIDTH))
-    layer.phases.angles_embedding.data[0] = 0
-    shared, same = layer(x, None, torch.zeros_like(languages))
-    turned, probable = layer(there, None, languages)
-    torch.testing.assert_close(probable, same)  # one concept, whatever the language
-    torch.testing.assert_close(turned, layer.phases(shared, languages))
 
 
 def test_a_saved_layer_goes_on_bit_for_bit() -> None:
@@ -159,14 +140,13 @@ def test_topics_spread_over_the_codes_and_are_told_apart() -> None:
 
 
 def test_half_precision_reaches_codes_in_full() -> None:
-    layer = _layer(languages=2)
-    x, languages = torch.randn(2, 7, WIDTH), torch.tensor([[0], [1]])
+    layer, x = _layer(), torch.randn(2, 7, WIDTH)
     with torch.autocast("cpu", torch.bfloat16):
-        out, probable = layer(x.bfloat16(), None, languages)
+        out, probable = layer(x.bfloat16())
     assert out.dtype == torch.bfloat16
     assert probable.dtype == torch.float32
     torch.testing.assert_close(probable.sum(-1), torch.ones(2, 7))
-    torch.testing.assert_close(probable, layer(x, None, languages)[1], rtol=0, atol=0.05)
+    torch.testing.assert_close(probable, layer(x)[1], rtol=0, atol=0.05)
 
 
 def test_dead_codes_are_moved_to_where_losses_are_high() -> None:

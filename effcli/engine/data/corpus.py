@@ -210,11 +210,11 @@ class Corpus:
 
     @property
     def hash(self) -> str:
-        """Names the content: the tokens of every split, and how many of them are read."""
+        """Names the content: the tokens of every split, and what of them is read."""
         splits = self.manifest["splits"].values()
         files = {k: v["sha256"] for split in splits for k, v in split["files"].items()}
-        cut = self.manifest.get("first", "")
-        return hashlib.sha256(f"{sorted(files.items())!r}{cut}".encode()).hexdigest()
+        cut, marks = self.manifest.get("first", ""), self.manifest.get("marks", "")
+        return hashlib.sha256(f"{sorted(files.items())!r}{cut}{marks}".encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
         """What a run writes down about its corpus."""

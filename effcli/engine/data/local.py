@@ -84,12 +84,13 @@ class Local:
     def rows(self, split: str) -> Iterator[Row]:
         """Every document of every file, in the order of their names."""
         files = self._files[split]
-        numbers = self._numbers if split == "train" else {}
         self._read, self._total = 0, max(1, sum(file.stat().st_size for file in files))
         for file in files:
             before = self._read
             for text, value in self._pairs(file):
-                yield Row(text, numbers[label_name(value)] if numbers else 0)
+                # Held-out text may have other labels, or none.
+                own = label_name(value) if split == "train" else str(value)
+                yield Row(text, self._numbers.get(own, 0))
             self._read = before + file.stat().st_size
 
     @cached_property

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from effcli.catalog import TOKENIZERS
 from effcli.engine.data.source import cut
 from effcli.engine.runs.files import read_json, write_json
 from effcli.errors import InputError, ResourceError
+from effcli.registry import suggestion
 
 SEPARATOR = "<|endoftext|>"
 SCHEMA = 1
@@ -42,14 +43,46 @@ PATTERNS = {
 
 
 class Tokenizer:
-    """A reversible map between text and ids. `pattern` is empty for plain bytes."""
+    """A reversible map between text and ids. `pattern` is empty for plain bytes.
 
-    def __init__(self, name: str, pattern: str, ranks: dict[bytes, int], separator: int) -> None:
+    `marks` are languages. Each has an id behind all others, and no text: a document in it begins
+    with its mark in the place of the separator.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pattern: str,
+        ranks: dict[bytes, int],
+        separator: int,
+        marks: Sequence[str] = (),
+    ) -> None:
         self.name = name
         self.pattern = pattern
         self.ranks = ranks
         self.separator = separator
-        self.vocab_size = max(separator, max(ranks.values())) + 1
+        self.marks = tuple(marks)
+        self.unmarked = max(separator, max(ranks.values())) + 1
+        self.vocab_size = self.unmarked + len(self.marks)
+
+    def marked(self, marks: Sequence[str]) -> "Tokenizer":
+        """The same with marks."""
+        return Tokenizer(self.name, self.pattern, self.ranks, self.separator, marks)
+
+    def begin(self, language: str | None = None) -> int:
+        """What a document begins with; without a name, one in the first language."""
+        if language is None:
+            return self.unmarked if self.marks else self.separator
+        if language not in self.marks:
+            hint = "leave out --language: the model knows none by name"
+            known = suggestion(language, list(self.marks)) if self.marks else hint
+            raise InputError(f"language: there is no {language!r}", known)
+        return self.unmarked + self.marks.index(language)
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """What stands where another document begins."""
+        return frozenset((self.separator, *range(self.unmarked, self.vocab_size)))
 
     @cached_property
     def hash(self) -> str:
@@ -57,6 +90,7 @@ class Tokenizer:
         digest = hashlib.sha256(f"{self.pattern}\n{self.separator}\n".encode())
         for token, rank in sorted(self.ranks.items(), key=lambda pair: pair[1]):
             digest.update(rank.to_bytes(4, "little") + len(token).to_bytes(4, "little") + token)
+        digest.update("".join(f"\n{mark}" for mark in self.marks).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -129,6 +163,7 @@ class Tokenizer:
             "pattern": self.pattern,
             "separator": self.separator,
             "hash": self.hash,
+            **({"marks": list(self.marks)} if self.marks else {}),
             "tokens": [base64.b64encode(token).decode() for token, _ in tokens],
         }
 
@@ -143,12 +178,14 @@ class Tokenizer:
         try:
             tokens = [base64.b64decode(token, validate=True) for token in content["tokens"]]
             ranks = {token: rank for rank, token in enumerate(tokens)}
-            tokenizer = cls(content["name"], content["pattern"], ranks, int(content["separator"]))
+            how = (content["name"], content["pattern"], ranks, int(content["separator"]))
+            tokenizer = cls(*how, content.get("marks", ()))
             is_whole = (
                 len(ranks) == len(tokens)
                 and isinstance(tokenizer.name, str)
                 and tokenizer.pattern in ("", *PATTERNS)
                 and tokenizer.separator >= len(tokens)
+                and all(isinstance(mark, str) for mark in tokenizer.marks)
                 and all(bytes([value]) in ranks for value in range(256))
                 and tokenizer.content() == content  # Base64 can say the same in several ways
             )

@@ -1,6 +1,6 @@
 """Text from a model, one token at a time, with the keys and values of the past kept."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -64,17 +64,17 @@ def write(
     while a longer prompt is still being read, a shorter one is being continued already. A
     row's text depends on its own prompt, its copy number and the seed, but for rounding.
     """
-    was_training = model.training
+    was_training, mark = model.training, tokenizer.begin(settings.language)
     model.eval()
     copies, device = range(settings.num_return_sequences), model.head.device
-    given = [[tokenizer.separator, *map(int, tokenizer.encode(prompt))] for prompt in prompts]
+    given = [[mark, *map(int, tokenizer.encode(prompt))] for prompt in prompts]
     texts = [list(ids) for ids in given for _ in copies]
     writings = [Writing() for _ in texts]
     sampler = Sampler(model, settings, [copy for _ in given for copy in copies])
     at, begin = min(map(len, texts)), -1
     fresh = torch.tensor([ids[:at] for ids in texts], device=device)
     sampler.read(fresh[:, 1:])
-    end = tokenizer.separator if one_document else -1
+    ends = tokenizer.ends if one_document else ()
     try:
         while True:
             if (signal_number := stop()) is not None:
@@ -91,7 +91,7 @@ def write(
             for ids, writing, token in zip(texts, writings, chosen.tolist(), strict=True):
                 if at == len(ids):
                     ids.append(token)
-                    _extend(writing, token, end, tokenizer, settings)
+                    _extend(writing, token, ends, tokenizer, settings)
             at += 1
             yield writings
             if all(writing.reason is not None for writing in writings):
@@ -122,11 +122,11 @@ def _last_features(
 
 
 def _extend(
-    writing: Writing, token: int, end: int, tokenizer: Tokenizer, s: SamplingSettings
+    writing: Writing, token: int, ends: Collection[int], tokenizer: Tokenizer, s: SamplingSettings
 ) -> None:
     if writing.reason is not None:
         return
-    if token == end:
+    if token in ends:
         writing.reason = "end"
         return
     writing.ids.append(token)

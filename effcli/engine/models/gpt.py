@@ -1,6 +1,7 @@
 """A decoder-only transformer: GPT-2 at one end of its settings, the modern recipe at the other."""
 
 import math
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -136,7 +137,7 @@ class Trunk(nn.Module):
 
     def __init__(self, s: GPTSettings, vocab_size: int) -> None:
         super().__init__()
-        self.dtype, self.recompute = torch.float32, False
+        self.dtype, self.recompute, self.vocab_size = torch.float32, False, vocab_size
         self.embedding_norm = s.embedding_norm
         self.embedding = nn.Embedding(padded(vocab_size), s.width)
         if s.positions == "learned":
@@ -160,19 +161,32 @@ class Trunk(nn.Module):
         has_angles = hasattr(self, "rotary")
         return self.rotary(start, tokens.shape[1], self.dtype) if has_angles else None
 
+    def embedded(
+        self, tokens: Int[Tensor, "batch time"], start: int, told: Any
+    ) -> Float[Tensor, "batch time width"]:
+        """What each token is, and where it is told apart by its place."""
+        del told  # which matters where a token is not the same everywhere
+        x: Tensor = self.embedding(tokens)
+        if hasattr(self, "positions"):
+            x = x + self.positions(torch.arange(start, start + len(tokens[0]), device=x.device))
+        return rms_norm(x) if self.embedding_norm else x
+
+    def begun(
+        self, tokens: Int[Tensor, "batch time"], start: int, told: Any, cache: Cache | None
+    ) -> tuple[Float[Tensor, "batch time width"], Sequence[Tensor]]:
+        """What the first block gets, and what is added to the values of some blocks."""
+        x, extras = self.embedded(tokens, start, told), []
+        if hasattr(self, "tables"):
+            x, extras = self.tables(x, tokens, cache)
+        return dropped(self.drop, x.to(self.dtype)), extras
+
     def forward(
         self, tokens: Int[Tensor, "batch time"], cache: Cache | None = None
     ) -> Float[Tensor, "batch time width"]:
         """The last hidden state; with a cache, `tokens` come after what is in it."""
         start, time = (cache.length if cache else 0), tokens.shape[1]
-        x, extras, told = self.embedding(tokens), [], self.told(tokens, start, cache)
-        if hasattr(self, "positions"):
-            x = x + self.positions(torch.arange(start, start + time, device=tokens.device))
-        if self.embedding_norm:
-            x = rms_norm(x)
-        if hasattr(self, "tables"):
-            x, extras = self.tables(x, tokens, cache)
-        x = dropped(self.drop, x.to(self.dtype))
+        told = self.told(tokens, start, cache)
+        x, extras = self.begun(tokens, start, told, cache)
         for layer, (block, extra) in enumerate(zip_longest(self.blocks, extras)):
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, told, None, layer, extra, use_reentrant=False)

@@ -1,16 +1,18 @@
 """A language model whose layers remember by interference of phasors."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from effcli.engine.models.gpt import GPT, Block, Trunk
 from effcli.engine.models.layers import Cache, generators
 from effcli.engine.models.mixers import Interference, PhaseAttention, PhaseMixer, Phases
-from effcli.engine.phase.coherence import phasors
+from effcli.engine.phase.coherence import phasors, rotate
 from effcli.engine.phase.concepts import Concepts
+from effcli.engine.phase.languages import LanguagePhases
 from effcli.engine.phase.widths import Widths
 from effcli.settings.model import GPTSettings
 from effcli.settings.phase import RANK, PhaseSettings
@@ -18,19 +20,46 @@ from effcli.settings.phase import RANK, PhaseSettings
 START_TURNS, START_TRACKER = 0.16, 0.3  # how far the text turns phases at first
 
 
-class ConceptBlock(Block):
-    """A block that then says what each position is about."""
+class Positions(NamedTuple):
+    """What is known of the positions of a text before the first layer."""
 
-    def __init__(self, s: PhaseSettings, attention: nn.Module) -> None:
+    tokens: Int[Tensor, "batch time"]
+    channels: Tensor | None
+    """Which channels of keys and queries count; none where all do."""
+    angles: Float[Tensor, "batch time pairs"] | None
+    """By how much each is turned into its language; none where there is one alone."""
+
+
+class PhaseBlock(Block):
+    """A block whose mixer knows which channels count."""
+
+    def forward(
+        self, x: Tensor, told: Any, cache: Cache | None, layer: int, extra: Tensor | None
+    ) -> Tensor:
+        """The residual stream after this block."""
+        return super().forward(x, told.channels, cache, layer, extra)
+
+
+class ConceptBlock(PhaseBlock):
+    """A block that then says what each position is about, in what all languages share."""
+
+    def __init__(self, s: PhaseSettings, attention: nn.Module, vocab_size: int) -> None:
         super().__init__(s, attention)
-        self.concepts = Concepts(s.width, s.concepts)
+        self.concepts = Concepts(s.width, s.concepts, vocab_size=vocab_size if s.prior else 0)
+        self.has_prior = s.prior
 
     def forward(
         self, x: Tensor, told: Any, cache: Cache | None, layer: int, extra: Tensor | None
     ) -> Tensor:
         """The residual stream after this block and its concepts."""
-        out: Tensor = self.concepts(super().forward(x, told, cache, layer, extra))[0]
-        return out
+        x = shared(super().forward(x, told, cache, layer, extra), told)
+        x = self.concepts(x, told.tokens if self.has_prior else None)[0]
+        return x if told.angles is None else rotate(x, told.angles)
+
+
+def shared(x: Float[Tensor, "batch time width"], told: Positions) -> Tensor:
+    """What a stream says in no language."""
+    return x if told.angles is None else rotate(x, -told.angles)
 
 
 class PhaseTrunk(Trunk):
@@ -41,22 +70,46 @@ class PhaseTrunk(Trunk):
         assert isinstance(s, PhaseSettings)
         if s.phase_dim == "auto":
             self.widths = Widths(s.pairs, vocab_size)
+        if s.languages:
+            self.languages = LanguagePhases(s.languages, s.width // 2, vocab_size)
 
-    def told(self, tokens: Tensor, start: int, cache: Cache | None) -> Tensor | None:
-        """Which channels of keys and queries count; none where all do."""
-        return self.widths(tokens, start, cache) if hasattr(self, "widths") else None
+    def told(self, tokens: Tensor, start: int, cache: Cache | None) -> Positions:
+        """What is known of these positions."""
+        channels = self.widths(tokens, start, cache) if hasattr(self, "widths") else None
+        angles = self.languages(tokens, cache) if hasattr(self, "languages") else None
+        return Positions(tokens, channels, angles)
+
+    def embedded(self, tokens: Tensor, start: int, told: Any) -> Tensor:
+        """What each token is, in its language."""
+        x = super().embedded(tokens, start, told)
+        return x if told.angles is None else rotate(x, told.angles)
+
+    def about(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
+        """What a third of the layers find, in no language."""
+        told = self.told(tokens, 0, None)
+        x, extras = self.begun(tokens, 0, told, None)
+        for layer in range(third(len(self.blocks)) + 1):
+            x = self.blocks[layer](x, told, None, layer, extras[layer] if extras else None)
+        return shared(x, told)
 
     def block(self, s: GPTSettings, layer: int) -> Block:
         """A block; the one at a third of the depth has the concepts, if there are any."""
         assert isinstance(s, PhaseSettings)
-        is_third = layer == (s.layers - 1) // 3
-        return (ConceptBlock if s.concepts and is_third else Block)(s, self.mixer(s, layer))
+        mixer = self.mixer(s, layer)
+        if not s.concepts or layer != third(s.layers):
+            return PhaseBlock(s, mixer)
+        return ConceptBlock(s, mixer, self.vocab_size)
 
     def mixer(self, s: GPTSettings, layer: int) -> nn.Module:
         """A memory, or at every `hybrid`-th layer attention."""
         assert isinstance(s, PhaseSettings)
         is_attention = s.hybrid and layer % s.hybrid == s.hybrid - 1
         return PhaseAttention(s) if is_attention else Interference(s, layer)
+
+
+def third(layers: int) -> int:
+    """The number of the layer at a third of the depth."""
+    return (layers - 1) // 3
 
 
 class Phase(GPT):
@@ -101,6 +154,17 @@ class Phase(GPT):
         return found if isinstance(found, Widths) else None
 
     @property
+    def spoken(self) -> LanguagePhases | None:
+        """How far each language turns what all share, where there are several."""
+        found = getattr(self.trunk, "languages", None)
+        return found if isinstance(found, LanguagePhases) else None
+
+    def about(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
+        """What a third of the layers find, in no language."""
+        assert isinstance(self.trunk, PhaseTrunk)
+        return self.trunk.about(tokens)
+
+    @property
     def pairs(self) -> int:
         """Phases of the keys of each head, all of them."""
         assert isinstance(self.settings, PhaseSettings)
@@ -136,3 +200,5 @@ class Phase(GPT):
                 module.decay.bias.copy_(wanted.flatten())
             elif isinstance(module, Concepts):
                 module.initialize(seed)
+            elif isinstance(module, LanguagePhases):
+                module.angles_embedding.zero_()

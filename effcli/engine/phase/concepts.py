@@ -1,4 +1,4 @@
-"""A layer that names what a position is about: a few of many codes, shared by all languages."""
+"""A layer that names what a position is about: a few of many codes."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from effcli.engine.models.layers import Linear, generators, rms_norm
-from effcli.engine.phase.coherence import exact, rotate
+from effcli.engine.phase.coherence import exact
 
 LEAST_USE = 0.1  # of an even share; a code used less for long is dead
 USAGE_DECAY = 0.99
@@ -19,33 +19,12 @@ SHARPNESS = 10.0  # of the softmax over cosines, at first
 PRIOR = 2.0  # logits that a token adds to its own concept, at first
 
 
-class LanguagePhases(nn.Module):
-    """An angle for each pair, for each language: a unitary map, none at first."""
-
-    def __init__(self, languages: int, pairs: int) -> None:
-        super().__init__()
-        self.angles_embedding = nn.Parameter(torch.zeros(languages, pairs))
-
-    def forward(
-        self, x: Float[Tensor, "batch time width"], languages: Int[Tensor, "batch #time"]
-    ) -> Float[Tensor, "batch time width"]:
-        """Turn what all languages share into these languages."""
-        return rotate(x, self.angles_embedding[languages])
-
-    def undo(
-        self, x: Float[Tensor, "batch time width"], languages: Int[Tensor, "batch #time"]
-    ) -> Float[Tensor, "batch time width"]:
-        """Turn it back."""
-        return rotate(x, -self.angles_embedding[languages])
-
-
 class Concepts(nn.Module):
     """Adds to each position what the codes nearest to it say; nothing at first.
 
-    x + R W_o Σ_k a_k c_k with a = the `top` largest of softmax(cos(W_c R⁻¹x, C) / τ), which are
-    scaled to a sum of 1. R turns the shared space into a position's language. Pointwise, so
-    causal. `vocab_size` gives each token a bias for concepts, for text whose tokens mean
-    something alone; bytes do not.
+    x + W_o Σ_k a_k c_k with a = the `top` largest of softmax(cos(W_c x, C) / τ), which are
+    scaled to a sum of 1. Pointwise, so causal. `vocab_size` gives each token a bias for
+    concepts, for text whose tokens mean something alone; bytes do not.
     """
 
     usage: Tensor
@@ -60,7 +39,6 @@ class Concepts(nn.Module):
         *,
         channels: int | None = None,
         top: int = 4,
-        languages: int = 1,
         vocab_size: int = 0,
         seed: int = 0,
     ) -> None:
@@ -71,8 +49,6 @@ class Concepts(nn.Module):
         self.codes_embedding = nn.Parameter(torch.empty(codes, channels))
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
         self.output = Linear(channels, width, bias=False)
-        if languages > 1:
-            self.phases = LanguagePhases(languages, width // 2)
         if vocab_size:
             self.prior_table = nn.Embedding(vocab_size, codes, sparse=True)
         self.register_buffer("usage", torch.full((codes,), 1 / codes))
@@ -94,28 +70,24 @@ class Concepts(nn.Module):
         self,
         x: Float[Tensor, "batch time width"],
         tokens: Int[Tensor, "batch time"] | None = None,
-        languages: Int[Tensor, "batch #time"] | None = None,
     ) -> tuple[Float[Tensor, "batch time width"], Float[Tensor, "batch time codes"]]:
         """`x` with its concepts added, and how probable each code was, in float32.
 
-        `tokens` are needed where there is a prior, `languages` where there are several.
+        `tokens` are needed where there is a prior.
         """
-        probable = self.assign(x, tokens, languages)
+        probable = self.assign(x, tokens)
         weights = strongest(probable, self.top).to(x.dtype)
         added = self.output(weights @ self.codes_embedding.to(x.dtype))
-        if languages is not None:
-            added = self.phases(added, languages)
         return x + added, probable
 
     def assign(
         self,
         x: Float[Tensor, "batch time width"],
         tokens: Int[Tensor, "batch time"] | None = None,
-        languages: Int[Tensor, "batch #time"] | None = None,
     ) -> Float[Tensor, "batch time codes"]:
         """How probable each code is, with a sum of 1 over codes, in float32."""
         assert (tokens is not None) == hasattr(self, "prior_table"), "a prior needs tokens"
-        query = self.queries(x, languages)
+        query = self.queries(x)
         with torch.autocast(x.device.type, enabled=False):
             near = query @ F.normalize(exact(self.codes_embedding), dim=-1).T
         logits = self.log_sharpness.exp() * near
@@ -123,15 +95,8 @@ class Concepts(nn.Module):
             logits = logits + self.prior_table(tokens)
         return logits.softmax(-1)
 
-    def queries(
-        self,
-        x: Float[Tensor, "batch time width"],
-        languages: Int[Tensor, "batch #time"] | None = None,
-    ) -> Float[Tensor, "batch time channels"]:
+    def queries(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time channels"]:
         """What codes are compared with: directions of length 1, in float32."""
-        assert (languages is not None) == hasattr(self, "phases"), "several need theirs"
-        if languages is not None:
-            x = self.phases.undo(x, languages)
         return F.normalize(exact(self.query(rms_norm(x))), dim=-1)
 
     @torch.no_grad()

@@ -68,6 +68,8 @@ def label(tokenizer: Tokenizer, token: int) -> str:
     """A token for readers; bytes that are no text are told by their numbers."""
     if token == tokenizer.separator:
         return SEPARATOR
+    if token >= tokenizer.unmarked:
+        return f"<|{tokenizer.marks[token - tokenizer.unmarked]}|>"
     return tokenizer.decode_bytes([token]).decode("utf8", errors="backslashreplace")
 
 

@@ -206,6 +206,27 @@ class PhaseResult(Piece):
     """Share of the codes that are in use; none without them."""
 
 
+class Spoken(Piece):
+    """Held-out text in one language, marks not counted."""
+
+    loss: float
+    """In nats per token."""
+    bits_per_byte: float
+    tokens: int
+
+
+class Languages(Piece):
+    """How well a model speaks each of its languages, and whether it means the same in all."""
+
+    held_out: dict[str, Spoken]
+    turned: dict[str, float] | None = None
+    """By how much what all share is turned into each, root mean square, in radians."""
+    pairs: int | None = None
+    """Rows of texts that mean the same, none of which was trained on."""
+    retrieval: dict[str, float] | None = None
+    """Share of these texts whose nearest in the other language means the same."""
+
+
 class Beside(Piece):
     """The GPT of equal size that read the same text in the same order."""
 

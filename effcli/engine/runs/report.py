@@ -12,6 +12,7 @@ from effcli.engine.runs.pieces import (
     Floors,
     HeldOutResult,
     Hybrid,
+    Languages,
     PhaseResult,
     Piece,
     Selection,
@@ -28,7 +29,15 @@ SCHEMA = 1
 Status = Literal["complete", "stopped", "diverged", "unfinished"]
 
 
-_OF_SOME = ("selection", "student", "hybrid", "text", "phase", "gpt")  # which other runs have not
+_OF_SOME = (
+    "selection",
+    "student",
+    "hybrid",
+    "text",
+    "phase",
+    "languages",
+    "gpt",
+)  # which other runs have not
 
 
 class Report(Piece):
@@ -59,19 +68,13 @@ class Report(Piece):
     hybrid: Hybrid | None = None
     text: Texts | None = None
     phase: PhaseResult | None = None
+    languages: Languages | None = None
     gpt: Beside | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The document, with the schema's number under its public name."""
         content = self.model_dump(mode="json")
-        for name in (
-            "selection",
-            "student",
-            "hybrid",
-            "text",
-            "phase",
-            "gpt",
-        ):  # which other runs have not
+        for name in _OF_SOME:
             if content[name] is None:
                 del content[name]
         if content["held_out"] and content["held_out"]["entropy_bits_per_byte"] is None:
@@ -156,8 +159,16 @@ def _report(
         hybrid=Hybrid(**last["hybrid"]["facts"]) if "hybrid" in last else None,
         text=Texts(**last["texts"]["facts"]) if "texts" in last else None,
         phase=PhaseResult(**last["phases"]["facts"]) if "phases" in last else None,
+        languages=_languages(last),
         gpt=Beside(**last["beside"]["facts"]) if "beside" in last else None,
     )
+
+
+def _languages(last: dict[str, Row]) -> Languages | None:
+    if "languages" not in last:
+        return None
+    alignment = last["alignment"]["facts"] if "alignment" in last else {}
+    return Languages(**last["languages"]["facts"], **alignment)
 
 
 def _student(facts: Row, looks: list[Row]) -> Student:
