@@ -15,7 +15,13 @@ from effcli.engine.objectives.next_token import NextToken
 from effcli.engine.phase.aligning import Aligning
 from effcli.engine.phase.beside import equal_gpt
 from effcli.engine.phase.curriculum import ALL, AUTO, NONE, SEED, Curriculum
-from effcli.engine.phase.initial import TOKENS, embedding, initial_phases
+from effcli.engine.phase.initial import (
+    TOKENS,
+    embedding,
+    initial_phases,
+    shared_tokens,
+    spectral_coordinates,
+)
 from effcli.engine.phase.looking import measured
 from effcli.engine.phase.objective import WithEnergies
 from effcli.engine.phase.pairs import Pairs
@@ -82,18 +88,24 @@ def _found(session: Session, asked: QllmSettings, pairs: Pairs | None) -> Iterat
 
 @torch.no_grad()
 def _begin(session: Session, asked: QllmSettings) -> None:
-    """Give the tokens the phases that they begin with."""
-    model, corpus = session.parts.model, session.corpus.train
-    if asked.phase_init == "random":
-        return
+    """Give tokens the phases and the concepts that they begin with."""
+    model, corpus = session.parts.model, session.corpus
     assert isinstance(model, Phase)
+    priors = [one for one in model.concepts if one.has_prior]
+    if asked.phase_init == "random" and not priors:
+        return
     weight = model.trunk.embedding.weight
     with session.parts.meter.timing("meta"):
-        length = min(PASSAGE, corpus.tokens - 1)
-        text = corpus.read(corpus.spread(length, TOKENS // length), length).flatten()
+        length = min(PASSAGE, corpus.train.tokens - 1)
+        windows = corpus.train.read(corpus.train.spread(length, TOKENS // length), length)
+        among = shared_tokens(windows, corpus.tokenizer) if asked.languages else None
+        text = windows.flatten()
+        for one in priors:
+            one.set_prior(spectral_coordinates(text, model.vocab_size, among=among), asked.seed)
         shape = (model.vocab_size, weight.shape[1] // 2)
-        angles = initial_phases(text, *shape, asked.phase_init, asked.seed)
-    weight[: model.vocab_size] = torch.from_numpy(embedding(angles)).to(weight)
+        angles = initial_phases(text, *shape, asked.phase_init, asked.seed, among)
+    if asked.phase_init != "random":
+        weight[: model.vocab_size] = torch.from_numpy(embedding(angles)).to(weight)
 
 
 def _attune(session: Session, asked: QllmSettings, pairs: Pairs | None) -> None:

@@ -46,14 +46,13 @@ class ConceptBlock(PhaseBlock):
     def __init__(self, s: PhaseSettings, attention: nn.Module, vocab_size: int) -> None:
         super().__init__(s, attention)
         self.concepts = Concepts(s.width, s.concepts, vocab_size=vocab_size if s.prior else 0)
-        self.has_prior = s.prior
 
     def forward(
         self, x: Tensor, told: Any, cache: Cache | None, layer: int, extra: Tensor | None
     ) -> Tensor:
         """The residual stream after this block and its concepts."""
         x = shared(super().forward(x, told, cache, layer, extra), told)
-        x = self.concepts(x, told.tokens if self.has_prior else None)[0]
+        x = self.concepts(x, told.tokens if self.concepts.has_prior else None)[0]
         return x if told.angles is None else rotate(x, told.angles)
 
 

@@ -49,6 +49,7 @@ class Concepts(nn.Module):
         self.codes_embedding = nn.Parameter(torch.empty(codes, channels))
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
         self.output = Linear(channels, width, bias=False)
+        self.has_prior = vocab_size > 0
         if vocab_size:
             self.prior_table = nn.Embedding(vocab_size, codes, sparse=True)
         self.register_buffer("usage", torch.full((codes,), 1 / codes))
@@ -86,7 +87,7 @@ class Concepts(nn.Module):
         tokens: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time codes"]:
         """How probable each code is, with a sum of 1 over codes, in float32."""
-        assert (tokens is not None) == hasattr(self, "prior_table"), "a prior needs tokens"
+        assert (tokens is not None) == self.has_prior, "a prior needs tokens"
         query = self.queries(x)
         with torch.autocast(x.device.type, enabled=False):
             near = query @ F.normalize(exact(self.codes_embedding), dim=-1).T

@@ -12,6 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from effcli.engine.data.marked import language_of
+from effcli.engine.data.tokenizers import Tokenizer
+
 Angles = NDArray[np.float32]
 Coordinates = NDArray[np.float64]
 How = Literal["semantic", "frequency", "golden", "random"]
@@ -26,16 +29,23 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 _DENSE = 1024  # tokens; for more of them a few singular vectors are found by iteration
 _PART = 2**16  # tokens read in a row
 _COMMON, _COMPARED = 10, 512  # tokens as frequent as this are compared; that many of them
+_RATIO = 4  # of the shares that a token has in two languages which share it
 
 
 def initial_phases(
-    tokens: NDArray[Any], vocab_size: int, pairs: int, how: How, seed: int = 0
+    tokens: NDArray[Any],
+    vocab_size: int,
+    pairs: int,
+    how: How,
+    seed: int = 0,
+    among: NDArray[np.int64] | None = None,
 ) -> Angles:
     """Angles in radians, of shape (vocab_size, pairs); the same for the same arguments.
 
     `semantic` follows what is found around each token of the text, `frequency` how often it
     occurs, `golden` nothing but its number; `random` is uniform, by `seed`. Tokens that the text
-    does not have are spread over the circle by their numbers.
+    does not have are spread over the circle by their numbers. What is found `among` counts alone,
+    if it is given.
     """
     if how == "random":
         uniform = np.random.default_rng(seed).random((vocab_size, pairs))
@@ -47,7 +57,7 @@ def initial_phases(
     known = counts > 0
     places = -counts[:, None].astype(float)
     if how == "semantic":
-        places = spectral_coordinates(text, vocab_size)
+        places = spectral_coordinates(text, vocab_size, among=among)
         known = (places != 0).any(1)
     circle = np.repeat(_by_number(vocab_size)[:, None], places.shape[1], axis=1)
     order = places[known].argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
@@ -61,7 +71,12 @@ def embedding(angles: Angles) -> Angles:
     return both.astype(np.float32)
 
 
-def spectral_coordinates(tokens: NDArray[Any], vocab_size: int, axes: int = AXES) -> Coordinates:
+def spectral_coordinates(
+    tokens: NDArray[Any],
+    vocab_size: int,
+    axes: int = AXES,
+    among: NDArray[np.int64] | None = None,
+) -> Coordinates:
     """Where tokens lie on the leading axes of similarity, of shape (vocab_size, axes).
 
     The largest value on each axis is positive. Tokens that are not known have zeros; so has
@@ -71,7 +86,7 @@ def spectral_coordinates(tokens: NDArray[Any], vocab_size: int, axes: int = AXES
     from scipy.sparse.linalg import svds
     from threadpoolctl import threadpool_limits
 
-    rows, _ = _profiles(tokens, vocab_size)
+    rows, _ = _profiles(tokens, vocab_size, among)
     degrees = rows @ rows.sum(0)  # of the graph of cosines, all of which are positive
     known = degrees > 0
     found = np.zeros((vocab_size, axes))
@@ -89,6 +104,22 @@ def spectral_coordinates(tokens: NDArray[Any], vocab_size: int, axes: int = AXES
         strongest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], axis=0)
         found[known] = vectors * np.sign(strongest)
     return found
+
+
+def shared_tokens(windows: NDArray[np.int64], tokenizer: Tokenizer) -> NDArray[np.int64] | None:
+    """Tokens that text in several languages has: who stands beside these can be compared.
+
+    At least `_COMMON` times in each of two, and in neither more than `_RATIO` times as often; none
+    where these are too few to tell tokens apart.
+    """
+    languages, size = language_of(windows, tokenizer), tokenizer.vocab_size
+    marks = range(len(tokenizer.marks))
+    counts = np.array([np.bincount(windows[languages == n], minlength=size) for n in marks])
+    shares = np.sort(counts / np.maximum(1, counts.sum(1, keepdims=True)), axis=0)
+    is_common = np.sort(counts, axis=0)[-2] >= _COMMON
+    is_alike = shares[-1] <= _RATIO * shares[-2]
+    found = np.flatnonzero(is_common & is_alike & (np.arange(size) < tokenizer.unmarked))
+    return found if len(found) > AXES else None
 
 
 def agreement(angles: Angles, tokens: NDArray[Any]) -> float:
@@ -131,13 +162,15 @@ def _spread(tokens: NDArray[Any]) -> NDArray[np.int32]:
     return np.concatenate([tokens[start : start + _PART] for start in starts]).astype(np.int32)
 
 
-def _profiles(tokens: NDArray[Any], vocab_size: int) -> tuple[Any, NDArray[np.int64]]:
+def _profiles(
+    tokens: NDArray[Any], vocab_size: int, among: NDArray[np.int64] | None = None
+) -> tuple[Any, NDArray[np.int64]]:
     """What is around each token, in sparse rows of length 1, and how often it occurs."""
     from scipy.sparse import coo_array, csr_array, diags_array, hstack
 
     text = _spread(tokens)
     counts = np.bincount(text, minlength=vocab_size)
-    contexts = np.argsort(-counts, kind="stable")[:CONTEXTS]
+    contexts = np.argsort(-counts, kind="stable")[:CONTEXTS] if among is None else among
     place = np.full(vocab_size, -1, dtype=np.int32)
     place[contexts] = np.arange(len(contexts))
     shape, parts = (vocab_size, len(contexts)), []

@@ -80,8 +80,8 @@ def about(model: Phase, texts: Sequence[Ids]) -> tuple[Tensor, Tensor | None]:
     weights = (counts / counts.sum(1, keepdim=True)).unsqueeze(-1)
     shares = None
     if model.concepts:
-        has_prior = hasattr(model.concepts[0], "prior_table")
-        shares = (model.concepts[0].assign(x, tokens if has_prior else None) * weights).sum(1)
+        (layer,) = model.concepts
+        shares = (layer.assign(x, tokens if layer.has_prior else None) * weights).sum(1)
     return (phasors(x) * weights).sum(1), shares
 
 
