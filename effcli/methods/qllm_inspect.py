@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effcli.engine.data.corpus import Corpus, locate
+from effcli.engine.data.corpus import Corpus
+from effcli.engine.data.opening import read_as
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
 from effcli.engine.models.phase import Phase
@@ -101,7 +102,7 @@ def _corpus(run: Path) -> Corpus | None:
     wanted, config = RunDir(run).env()["corpus"], read_toml(run / CONFIG)
     for name in (config.get("data"), wanted.get("name")):
         with suppress(InputError, CheckError, TypeError):
-            corpus = Corpus.open(locate(name)).first(config.get("text_share", 1.0))
+            corpus = read_as(name, config.get("text_share", 1.0), config.get("languages", ()))
             if corpus.hash == wanted.get("hash"):
                 return corpus
     return None

@@ -1,5 +1,7 @@
 """The text of a training run, opened as the run reads it."""
 
+from collections.abc import Sequence
+
 from effcli.engine.data.corpus import Corpus, locate
 from effcli.engine.data.marked import marked
 from effcli.errors import InputError
@@ -8,9 +10,14 @@ from effcli.settings.train import TrainSettings
 
 def opened(settings: TrainSettings) -> Corpus:
     """As much of the corpus as may be read, with marks of languages where these are told."""
-    corpus = Corpus.open(locate(settings.data)).first(settings.text_share)
     known = getattr(settings.model, "languages", 0)
     if known not in (0, len(settings.marks)):
         message = f"model.languages: the text has marks of {len(settings.marks)}, not {known}"
         raise InputError(message, "eff qllm train --languages names them")
-    return marked(corpus, settings.marks) if settings.marks else corpus
+    return read_as(settings.data, settings.text_share, settings.marks)
+
+
+def read_as(data: str | None, share: float, languages: Sequence[str]) -> Corpus:
+    """The beginning of a corpus, by name or folder, with marks of these languages, if any."""
+    corpus = Corpus.open(locate(data)).first(share)
+    return marked(corpus, languages) if languages else corpus
