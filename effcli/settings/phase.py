@@ -67,8 +67,6 @@ class PhaseSettings(GPTSettings):
             raise ValueError("with hybrid=1 no layer has a memory to set")
         if self.prior and not self.concepts:
             raise ValueError("prior has no effect without concepts")
-        if self.languages == 1:
-            raise ValueError("languages: one alone has nobody to share with")
         if self.phase_dim == "auto" and self.pairs == 1:
             raise ValueError("phase_dim=auto needs at least two pairs of channels per head")
         return self

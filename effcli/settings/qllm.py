@@ -84,8 +84,8 @@ class QllmSettings(TrainSettings):
             for name in ("phase_init", "energies", "align"):
                 if getattr(self, name) != fields[name].default:
                     raise ValueError(f"{name} has no effect without phases: --arch phase")
-        if len(set(self.languages)) != len(self.languages) or len(self.languages) == 1:
-            raise ValueError("languages: two or more, each once")
+        if len(set(self.languages)) != len(self.languages):
+            raise ValueError("languages: each is named once")
         if self.arch == "phase" and self.model.languages != len(self.languages):
             raise ValueError("model.languages: is the number of --languages")
         if self.align and not self.languages:

@@ -117,7 +117,7 @@ def test_a_stopped_run_of_two_languages_goes_on_bit_for_bit(bilingual: Path, pla
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--languages", "en"), "two or more"),
+        (("--languages", "en"), "each is named once"),
         (("--languages", "fr"), "no text in 'fr'"),
         (("--set", "model.languages=3"), "model.languages"),
         (("--align", "nowhere.tsv"), "nowhere.tsv cannot be read"),
