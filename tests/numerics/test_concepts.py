@@ -149,39 +149,6 @@ def test_half_precision_reaches_codes_in_full() -> None:
     torch.testing.assert_close(probable, layer(x)[1], rtol=0, atol=0.05)
 
 
-def test_dead_codes_are_moved_to_where_losses_are_high() -> None:
-    layer = Concepts(WIDTH, CODES)
-    x = torch.randn(1, 1, WIDTH).expand(4, 8, WIDTH)  # one position: most codes die
-    for _ in range(500):
-        layer.observe(layer.assign(x))
-    assert usage_perplexity(layer.usage) < 0.3
-    queries = layer.queries(torch.randn(1, 50, WIDTH))[0]
-    losses = torch.cat((torch.zeros(20), torch.ones(30)))
-    before, alive = layer.codes_embedding.clone(), layer.idle < 100
-    state = {name: value.clone() for name, value in layer.state_dict().items()}
-    moved = layer.reseed(queries, losses, torch.Generator().manual_seed(6), patience=100)
-    assert moved == CODES - int(alive.sum()) == CODES - 4
-    assert torch.equal(layer.codes_embedding[alive], before[alive])
-    nearness = layer.codes_embedding[~alive] @ queries.T
-    torch.testing.assert_close(nearness.max(1).values, torch.ones(moved))
-    assert (nearness.argmax(1) >= 20).all()  # and none to where nothing was lost
-    assert len(nearness.argmax(1).unique()) == moved
-    again = Concepts(WIDTH, CODES)
-    again.load_state_dict(state)
-    again.reseed(queries, losses, torch.Generator().manual_seed(6), patience=100)
-    assert torch.equal(again.codes_embedding, layer.codes_embedding)
-    assert layer.reseed(queries, losses, torch.Generator(), patience=100) == 0
-
-
-def test_a_code_in_use_is_not_idle() -> None:
-    layer = Concepts(WIDTH, CODES)
-    for code in (0, 0, 1):
-        for _ in range(300):
-            layer.observe(torch.eye(CODES)[code].expand(1, 1, CODES))
-    assert layer.idle[1] == 0
-    assert layer.idle[0] < 300 < layer.idle[2:].min()
-
-
 def test_a_prior_biases_tokens_of_a_cluster_to_one_concept() -> None:
     layer = Concepts(WIDTH, 2, vocab_size=7)
     coordinates = np.array([[1, 0], [1.1, 0], [0.9, 0], [-1, 1], [-1, 1.1], [0, 0], [-1, 0.9]])

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from effcli.engine.models.layers import Linear, generators, rms_norm
 from effcli.engine.phase.coherence import exact
 
-LEAST_USE = 0.1  # of an even share; a code used less for long is dead
 USAGE_DECAY = 0.99
 SHARPNESS = 10.0  # of the softmax over cosines, at first
 PRIOR = 2.0  # logits that a token adds to its own concept, at first
@@ -29,8 +28,6 @@ class Concepts(nn.Module):
 
     usage: Tensor
     """Share of each code in what was observed, a moving mean."""
-    idle: Tensor
-    """Observations since each code had its least share."""
 
     def __init__(
         self,
@@ -53,7 +50,6 @@ class Concepts(nn.Module):
         if vocab_size:
             self.prior_table = nn.Embedding(vocab_size, codes, sparse=True)
         self.register_buffer("usage", torch.full((codes,), 1 / codes))
-        self.register_buffer("idle", torch.zeros(codes, dtype=torch.long))
         self.initialize(seed)
 
     @torch.no_grad()
@@ -105,30 +101,6 @@ class Concepts(nn.Module):
         """Count the codes that a training step used; once for each step."""
         share = strongest(probable, self.top).mean((0, 1))
         self.usage.lerp_(share, 1 - USAGE_DECAY)
-        is_dead = self.usage < LEAST_USE / len(self.usage)
-        self.idle.copy_(torch.where(is_dead, self.idle + 1, 0))
-
-    @torch.no_grad()
-    def reseed(
-        self,
-        queries: Float[Tensor, "positions channels"],
-        losses: Float[Tensor, " positions"],
-        generator: torch.Generator,
-        patience: int = 2000,
-    ) -> int:
-        """Move codes that were dead for `patience` observations to where losses are high.
-
-        Positions are drawn without return by their losses, which are ≥ 0, on the CPU. Returns how
-        many codes were moved; they begin anew with an even share.
-        """
-        dead = (self.idle >= patience).nonzero().flatten()[: int((losses > 0).sum())]
-        if not len(dead):
-            return 0
-        drawn = torch.multinomial(losses.float().cpu(), len(dead), generator=generator)
-        chosen = F.normalize(queries[drawn.to(queries.device)], dim=-1)
-        self.codes_embedding[dead] = chosen.to(self.codes_embedding.dtype)
-        self.usage[dead], self.idle[dead] = 1 / len(self.usage), 0
-        return len(dead)
 
     @torch.no_grad()
     def set_prior(self, coordinates: NDArray[Any], seed: int = 0) -> None:
