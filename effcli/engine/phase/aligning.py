@@ -1,7 +1,5 @@
 """Next tokens, and texts of one meaning brought together."""
 
-import os
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,7 +12,6 @@ from effcli.engine.phase.pairs import Ids, Pairs, about
 from effcli.engine.protocols import Batch, LanguageModel, Loss, Objective
 
 SHARP = 10.0  # of the choice between two texts, over cosines
-MODE = os.environ.get("ALIGN", "contrast")
 
 
 class Aligning:
@@ -71,8 +68,6 @@ class Aligning:
 
 def told_apart(first: Tensor, second: Tensor) -> Tensor:
     """How well each text finds its own among two, in both directions; in nats, 0 at best."""
-    if MODE == "plain":
-        return 1 - (first * second).sum(-1).mean() * 2 / first.shape[-1]
     a, b = (F.normalize(exact(x), dim=-1).view(-1, 2, first.shape[1]) for x in (first, second))
     near = SHARP * a @ b.mT
     own = torch.arange(2, device=near.device).expand(len(near), 2)
