@@ -47,7 +47,7 @@ class PhaseSettings(GPTSettings):
     prior: bool = False
     """Tokens begin with a bias to the concept of their cluster; of bytes it means nothing."""
     languages: Annotated[int, Field(ge=0, le=256)] = 0
-    """Whose marks are the last ids; each has an angle for each pair of channels."""
+    """Whose marks are the last ids, two of each; each has an angle for each pair of channels."""
     tracker: bool = False
     """The first head of each layer turns and forgets as counting needs it."""
     chunk: Count = 64

@@ -71,7 +71,7 @@ def _solved(model: LanguageModel) -> float:
 
 def _tokens(rows: int = 3, time: int = 24) -> torch.Tensor:
     tokens = torch.randint(0, VOCAB, (rows, time), generator=torch.Generator().manual_seed(1))
-    tokens[0, :3] = torch.arange(VOCAB - 3, VOCAB)  # marks, to a model that knows languages
+    tokens[0, :3] = torch.arange(VOCAB - 3, VOCAB)  # marks of languages, where there are
     return tokens
 
 

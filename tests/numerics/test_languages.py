@@ -27,7 +27,7 @@ from effcli.settings.phase import PhaseSettings
 from effcli.settings.prepare import PrepareSettings
 
 NAMES = ("en", "de")
-VOCAB = 257 + 2
+VOCAB = 257 + 4
 SMALL = {"layers": 4, "width": 32, "heads": 2, "context": 32, "pair_rows": 0}
 
 
@@ -41,7 +41,7 @@ def _model(**how: Any) -> Phase:
 
 def _text(rows: int = 3, time: int = 20) -> Tensor:
     tokens = torch.randint(0, 257, (rows, time), generator=torch.Generator().manual_seed(1))
-    tokens[0, 0], tokens[0, 7], tokens[1, 3] = 257, 258, 258
+    tokens[0, 0], tokens[0, 7], tokens[1, 3] = 257, 258, 260  # the last goes on
     return tokens
 
 
@@ -112,6 +112,7 @@ def test_documents_begin_with_the_mark_of_their_language(bilingual: Corpus) -> N
     read = split.read([0], split.tokens)[0]
     starts = split.document_starts()
     assert np.array_equal(np.flatnonzero(plain != read), starts)
+    assert (read < 259).all()
     for start in starts:
         text = tokenizer.decode(read[start + 1 : start + 3].tolist())
         assert read[start] == tokenizer.begin(text)
@@ -131,6 +132,9 @@ def test_windows_that_begin_within_a_document_know_its_language(bilingual: Corpu
     assert np.array_equal(language_of(windows, found.tokenizer), rows)
     rest = whole[0][places[:, None] + np.arange(1, 33)]
     assert np.array_equal(windows[:, 1:], rest)
+    begins = np.isin(places, found.val.document_starts())
+    assert begins.any()
+    assert np.array_equal(windows[:, 0] >= 259, ~begins)  # who goes on says so
 
 
 @pytest.mark.parametrize(
@@ -162,9 +166,9 @@ def test_a_tokenizer_keeps_its_marks(place: Path) -> None:
     assert len({plain.hash, tokenizer.hash, plain.marked(NAMES[::-1]).hash}) == 3
     assert [found.begin(name) for name in (None, *NAMES)] == [257, 257, 258]
     assert plain.begin() == plain.separator == 256
-    assert found.ends == {256, 257, 258}
+    assert found.ends == {256, 257, 258, 259, 260}
     assert found.decode([257, 104, 105]) == "hi"
-    assert found.token_bytes[257:].tolist() == [0, 0]
+    assert found.token_bytes[257:].tolist() == [0] * 4
     for name, of in (("xx", found), ("en", plain)):
         with pytest.raises(InputError, match="language"):
             of.begin(name)

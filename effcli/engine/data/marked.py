@@ -17,13 +17,15 @@ _LABELS = "prepare it with --label-column, the field that says each document's l
 class MarkedSplit(Split):
     """A split that reads a mark in the place of each separator.
 
-    A window that begins within a document has the mark of that document in the place of its
+    A window that begins within a document has another mark of its language in the place of its
     first token, which is never predicted: so everything that is read is in a known language.
     """
 
-    def __init__(self, inner: Split, marks: NDArray[np.int64], separator: int) -> None:
+    def __init__(
+        self, inner: Split, marks: NDArray[np.int64], languages: int, separator: int
+    ) -> None:
         self.tokens, self.documents, self.bytes = inner.tokens, inner.documents, inner.bytes
-        self._inner, self._separator = inner, separator
+        self._inner, self._languages, self._separator = inner, languages, separator
         self._starts = inner.document_starts()
         labels = inner.labels()
         self._marks = marks[np.zeros(inner.documents, np.int64) if labels is None else labels]
@@ -32,10 +34,12 @@ class MarkedSplit(Split):
         """`count` tokens from each start, as an array of shape (starts, count)."""
         places = np.asarray(starts, dtype=np.int64)
         out = self._inner.read(places, count)
-        rows, columns = np.nonzero(out == self._separator)
+        begins = out == self._separator
+        rows, columns = np.nonzero(begins)
         out[rows, columns] = self._mark(places[rows] + columns)
         if count:
-            out[:, 0] = self._mark(places)
+            within = ~begins[:, 0]
+            out[within, 0] = self._mark(places[within]) + self._languages
         return out
 
     def _mark(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -69,7 +73,8 @@ def marked(corpus: Corpus, languages: Sequence[str]) -> Corpus:
     told = {"marks": list(languages), "tokenizer": describe(tokenizer)}
     found.manifest = {**corpus.manifest, **told}
     separator = tokenizer.separator
-    found.splits = {n: MarkedSplit(one, marks, separator) for n, one in corpus.splits.items()}
+    count = len(languages)
+    found.splits = {n: MarkedSplit(s, marks, count, separator) for n, s in corpus.splits.items()}
     found.train, found.val = found.splits["train"], found.splits["val"]
     found.trusted = None
     return found
@@ -80,4 +85,4 @@ def language_of(tokens: NDArray[np.int64], tokenizer: Tokenizer) -> NDArray[np.i
     is_mark = tokens >= tokenizer.unmarked
     at = np.maximum.accumulate(np.where(is_mark, np.arange(tokens.shape[1]), -1), axis=1)
     found = np.take_along_axis(tokens, np.maximum(at, 0), axis=1) - tokenizer.unmarked
-    return np.where(at >= 0, found, -1)
+    return np.where(at >= 0, found % max(1, len(tokenizer.marks)), -1)

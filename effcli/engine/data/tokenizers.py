@@ -45,8 +45,8 @@ PATTERNS = {
 class Tokenizer:
     """A reversible map between text and ids. `pattern` is empty for plain bytes.
 
-    `marks` are languages. Each has an id behind all others, and no text: a document in it begins
-    with its mark in the place of the separator.
+    `marks` are languages. Each has two ids behind all others, and no text: a document in it begins
+    with the first in the place of the separator, and what is read from its middle on with the second.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Tokenizer:
         self.separator = separator
         self.marks = tuple(marks)
         self.unmarked = max(separator, max(ranks.values())) + 1
-        self.vocab_size = self.unmarked + len(self.marks)
+        self.vocab_size = self.unmarked + 2 * len(self.marks)
 
     def marked(self, marks: Sequence[str]) -> "Tokenizer":
         """The same with marks."""

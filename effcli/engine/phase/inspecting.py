@@ -69,7 +69,7 @@ def label(tokenizer: Tokenizer, token: int) -> str:
     if token == tokenizer.separator:
         return SEPARATOR
     if token >= tokenizer.unmarked:
-        return f"<|{tokenizer.marks[token - tokenizer.unmarked]}|>"
+        return f"<|{tokenizer.marks[(token - tokenizer.unmarked) % len(tokenizer.marks)]}|>"
     return tokenizer.decode_bytes([token]).decode("utf8", errors="backslashreplace")
 
 

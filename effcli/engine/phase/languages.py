@@ -13,7 +13,7 @@ class LanguagePhases(nn.Module):
 
     def __init__(self, languages: int, pairs: int, vocab_size: int) -> None:
         super().__init__()
-        self.first = vocab_size - languages  # the marks are the last ids
+        self.first = vocab_size - 2 * languages  # the marks are the last ids, two of each
         self.angles_embedding = nn.Parameter(torch.zeros(languages, pairs))
 
     def forward(
@@ -33,6 +33,7 @@ class LanguagePhases(nn.Module):
         places = torch.arange(marks.shape[1], device=tokens.device)
         last = torch.where(marks > 0, places, 0).cummax(1).values
         found = marks.gather(1, last)[:, 1:]
+        found = torch.where(found > 0, (found - 1) % len(self.angles_embedding) + 1, 0)
         if cache is not None:
             cache.past["languages"] = found[:, -1:].clone()
         return found
