@@ -46,7 +46,7 @@ class Tokenizer:
     """A reversible map between text and ids. `pattern` is empty for plain bytes.
 
     `marks` are languages. Each has two ids behind all others, and no text: a document in it begins
-    with the first in the place of the separator, and what is read from its middle on with the second.
+    with the first in the place of the separator; what is read from its middle on has the second.
     """
 
     def __init__(
