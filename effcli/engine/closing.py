@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from effcli.engine.data.corpus import Corpus
-from effcli.engine.data.marked import language_of
+from effcli.engine.data.marked import Marked, language_of
+from effcli.engine.data.mixed import Mixed
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.loop import Parts
 from effcli.engine.measure.evaluate import HeldOut
@@ -87,7 +88,7 @@ def texts_of(parts: Parts, corpus: Corpus, settings: TrainSettings, stop: Stop) 
 
     They go on behind the ends of documents, as windows do, so that all are of one length.
     """
-    length = min(settings.evaluation.text_tokens, corpus.val.tokens - 1)
+    length = min(settings.evaluation.text_tokens, corpus.val.in_row - 1)
     sampling = SamplingSettings(
         max_new_tokens=length,
         temperature=1.0,
@@ -107,6 +108,8 @@ def texts_of(parts: Parts, corpus: Corpus, settings: TrainSettings, stop: Stop) 
 
 def floors_of(corpus: Corpus, held_out: HeldOut) -> dict[str, float]:
     """The floors on these windows; kept beside the shards, since they never change."""
+    if isinstance(corpus, Mixed | Marked):  # has no place of its own
+        return ngram_floors(corpus.train, held_out.tokens, corpus.tokenizer.vocab_size)
     rows, length = held_out.tokens.shape
     path = corpus.folder / f"floors-{length - 1}-{rows}.json"
     try:

@@ -14,7 +14,7 @@ from effcli import launch
 from effcli.engine import advice
 from effcli.engine.assemble import assemble
 from effcli.engine.closing import close_run
-from effcli.engine.data.opening import opened
+from effcli.engine.data.opening import text_of
 from effcli.engine.device import Device, is_out_of_memory
 from effcli.engine.loop import train
 from effcli.engine.measure.energy import open_counter
@@ -81,7 +81,7 @@ class Session:
         self._stack.close()
 
     def _open(self) -> None:
-        self.corpus = opened(self.settings)
+        self.corpus = text_of(self.settings)
         settings = self.settings = self.settings.for_text(self.corpus.train.tokens)
         require(settings.track)
         device = Device(settings.device)

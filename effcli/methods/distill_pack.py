@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from effcli.engine.advice import resuming
-from effcli.engine.data.corpus import Corpus, locate
+from effcli.engine.data.mixed import opened
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
 from effcli.engine.protocols import LanguageModel
@@ -112,7 +112,7 @@ def check(settings: CheckSettings) -> dict[str, Any]:
 
 def _windows(settings: CheckSettings, context: int, tokenizer: str) -> torch.Tensor:
     """Held-out windows, evenly spread."""
-    corpus = Corpus.open(locate(settings.data))
+    corpus = opened(settings.data)
     if corpus.tokenizer.hash != tokenizer:
         hint = "name the corpus of its run with --data"
         raise InputError(f"{corpus.name} has other tokens than the file", hint)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from effcli.engine.assemble import assemble
-from effcli.engine.data.opening import opened
+from effcli.engine.data.opening import text_of
 from effcli.engine.data.sources import plan
 from effcli.engine.device import Device
 from effcli.engine.measure.evaluate import HeldOut
@@ -24,7 +24,7 @@ def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
     """Build everything on the meta device, where nothing takes room or time."""
     settings = resolved.settings
     require(settings.track)
-    corpus = opened(settings)
+    corpus = text_of(settings)
     device = Device(settings.device)
     # What would stop the run at its beginning stops its plan.
     require_memory(settings.model, corpus.tokenizer.vocab_size, device)
@@ -39,7 +39,7 @@ def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
         "schema": 1,
         "command": "dry-run",
         "settings": dict(_rows(settings.model_dump(mode="json"), resolved.origins)),
-        "corpus": f"{corpus.folder} ({corpus.train.tokens:,} training tokens)",
+        "corpus": f"{corpus} ({corpus.train.tokens:,} training tokens)",
         "device": device.describe(),
         "optimizer": parts.optimizer.describe(),
         "routing": parts.optimizer.routing(),

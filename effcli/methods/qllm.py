@@ -96,7 +96,7 @@ def _begin(session: Session, asked: QllmSettings) -> None:
         return
     weight = model.trunk.embedding.weight
     with session.parts.meter.timing("meta"):
-        length = min(PASSAGE, corpus.train.tokens - 1)
+        length = min(PASSAGE, corpus.train.in_row - 1)
         windows = corpus.train.read(corpus.train.spread(length, TOKENS // length), length)
         among = shared_tokens(windows, corpus.tokenizer) if asked.languages else None
         text = windows.flatten()

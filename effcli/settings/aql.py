@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from effcli.catalog import CURRICULA, POLICIES, SELECTORS, UNCERTAINTIES
 from effcli.errors import InputError
 from effcli.settings.base import Count, Flag, Settings
-from effcli.settings.corpora import prepared
+from effcli.settings.corpora import MIX_HINT, is_mix, prepared
 from effcli.settings.train import BUDGETS, TrainSettings
 
 _PANEL = "Selection"
@@ -102,6 +102,10 @@ class AqlSettings(TrainSettings):
     #: The ratio decides how much is read, unless a budget is given.
     PRESET_BUDGET: ClassVar[bool] = False
 
+    data: Annotated[str | None, Flag(panel="What to train", metavar="CORPUS", choices=prepared)] = (
+        None
+    )
+    """Prepared corpus, by name or folder; by default the one prepared last."""
     ratio: Annotated[float, Field(gt=0, le=1), Flag(panel=_PANEL)] = 0.2
     """Share of the pool's tokens that is read; the rest never is."""
     epochs: Annotated[Count | None, Flag(panel=_PANEL, metavar="N")] = None
@@ -156,6 +160,8 @@ class AqlSettings(TrainSettings):
     def _has_effect(self) -> Self:
         if self.uncertainty is not None and not self.listens:
             raise ValueError(f"uncertainty has no effect on the selector {self.selector!r}")
+        if is_mix(self.data):
+            raise ValueError(f"scores are kept in a corpus's folder, a mix has none: {MIX_HINT}")
         if self.text_share != 1:
             raise ValueError("text_share is for runs that read all there is: see --ratio")
         if not self.is_tilted:

@@ -4,8 +4,12 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from effcli.errors import InputError
+
 CORPUS_FILE = "corpus.json"
 """What a folder has that is a prepared corpus."""
+MIX_HINT = "make one corpus of its sources with eff prepare --mix"
+"""For those who need the folder that a mix of prepared corpora does not have."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +81,27 @@ def root() -> Path:
 def prepared() -> list[str]:
     """The names of the corpora that were prepared there."""
     return sorted(path.parent.name for path in root().glob(f"*/{CORPUS_FILE}"))
+
+
+def is_mix(data: str | None) -> bool:
+    """Whether prepared corpora are named with shares, as in `a:0.4,b:0.6`."""
+    return data is not None and "," in data and ":" in data
+
+
+def shares_of(text: str, flag: str) -> dict[str, float]:
+    """What is to be mixed, by its share of the tokens; `flag` says so where it is wrong."""
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, share = part.strip().rpartition(":")
+        if name in shares:
+            raise InputError(f"{flag}: {name} is named twice")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            raise InputError(f"{flag} {part.strip()}: not of the form name:share") from None
+    if not all(shares) or not all(share > 0 for share in shares.values()):
+        raise InputError(f"{flag}: every part needs a name and a share above 0")
+    total = sum(shares.values())
+    if abs(total - 1) > 0.01:
+        raise InputError(f"{flag}: the shares add up to {total:g}, not to 1")
+    return shares

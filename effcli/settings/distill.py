@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from effcli.errors import InputError
 from effcli.settings import presets
 from effcli.settings.base import Count, Flag, Settings
-from effcli.settings.corpora import prepared
+from effcli.settings.corpora import MIX_HINT, is_mix, prepared
 from effcli.settings.layers import CONFIG, read_toml
 from effcli.settings.model import BITS, Bits, GPTSettings, LowBitSettings
 from effcli.settings.presets import PRESETS
@@ -50,6 +50,11 @@ class TeachingSettings(Settings):
     once; `online` asks it at every step."""
     hidden: Annotated[float, Field(ge=0, le=10), Flag(panel=_TEACHING, metavar="X")] = 0.0
     """Weight of 1 - cosine of the last features, gone at 70 % of the run; only `online`."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what the teacher says is kept."""
+        return self.kd != "none" and self.cache != "online"
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
@@ -158,6 +163,9 @@ class DistillSettings(TrainSettings):
             for name, value in (("qat", self.qat), ("param_clusters", self.control.param_clusters)):
                 if value:
                     raise ValueError(f"{name} has no effect at 16 bits: see --bits and --ternary")
+        if is_mix(self.data) and self.teacher and self.teaching.keeps:
+            message = "what a teacher says is kept in a corpus's folder, a mix has none"
+            raise ValueError(f"{message}: --cache online, or {MIX_HINT}")
         if self.low_bit_share is not None and not self.qat:
             raise ValueError("low_bit_share has no effect without --qat")
         return self

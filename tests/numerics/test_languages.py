@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from effcli.engine.data.corpus import Corpus
-from effcli.engine.data.marked import language_of, marked
+from effcli.engine.data.marked import Marked, language_of
+from effcli.engine.data.opening import read_as
 from effcli.engine.data.prepare import prepare
 from effcli.engine.data.tokenizers import Tokenizer, byte_tokenizer
 from effcli.engine.models.layers import Cache
@@ -105,7 +106,7 @@ def test_what_a_third_of_the_layers_find_is_in_no_language() -> None:
 
 
 def test_documents_begin_with_the_mark_of_their_language(bilingual: Corpus) -> None:
-    found = marked(bilingual, NAMES)
+    found = Marked(bilingual, NAMES)
     tokenizer, split = found.tokenizer, found.train
     assert tokenizer.vocab_size == VOCAB
     plain = bilingual.train.read([0], split.tokens)[0]
@@ -118,11 +119,11 @@ def test_documents_begin_with_the_mark_of_their_language(bilingual: Corpus) -> N
         assert read[start] == tokenizer.begin(text)
     assert not bilingual.tokenizer.marks
     assert found.hash != bilingual.hash
-    assert found.hash != marked(bilingual, NAMES[::-1]).hash
+    assert found.hash != Marked(bilingual, NAMES[::-1]).hash
 
 
 def test_windows_that_begin_within_a_document_know_its_language(bilingual: Corpus) -> None:
-    found = marked(bilingual, NAMES)
+    found = Marked(bilingual, NAMES)
     whole = found.val.read([0], found.val.tokens)
     languages = language_of(whole, found.tokenizer)[0]
     places = np.arange(0, found.val.tokens - 40, 7)
@@ -145,7 +146,7 @@ def test_languages_are_those_of_the_documents(
     bilingual: Corpus, names: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        marked(bilingual, names)
+        Marked(bilingual, names)
 
 
 def test_text_without_labels_has_no_languages(place: Path) -> None:
@@ -154,7 +155,7 @@ def test_text_without_labels_has_no_languages(place: Path) -> None:
     )
     prepare(PrepareSettings(sources=("a.jsonl",), tokenizer="bytes", out=Path("made")))
     with pytest.raises(InputError, match="have no labels"):
-        marked(Corpus.open(Path("made")), NAMES)
+        Marked(Corpus.open(Path("made")), NAMES)
 
 
 def test_a_tokenizer_keeps_its_marks(place: Path) -> None:
@@ -283,3 +284,18 @@ def test_equal_texts_that_are_not_turned_are_found(place: Path) -> None:
         for table in model.trunk.tables.value_tables:
             table.weight[258] = table.weight[257]
     assert retrieval(model, pairs) == {"en-de": 1.0, "de-en": 1.0}
+
+
+def test_corpora_of_one_language_each_are_marked_by_their_names(place: Path) -> None:
+    for name, word in (("en", "one"), ("de", "eins")):
+        rows = "".join(json.dumps({"text": f"{word} {n} " * 5}) + "\n" for n in range(90))
+        (place / f"{name}.jsonl").write_text(rows)
+        how: dict[str, Any] = {"sources": (f"{name}.jsonl",), "tokenizer": "bytes"}
+        prepare(PrepareSettings(**how, out=place / name))
+    found = read_as(f"{place / 'en'}:0.5,{place / 'de'}:0.5", 1.0, NAMES)
+    windows = found.train.read(found.train.spread(32, 20), 33)
+    languages = language_of(windows, found.tokenizer)
+    for row, own in zip(windows, languages, strict=True):
+        text = found.tokenizer.decode(row.tolist())
+        assert ("eins" in text) == (own[-1] == 1)
+    assert {0, 1} == set(languages[:, -1].tolist())

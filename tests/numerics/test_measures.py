@@ -33,6 +33,9 @@ class Row:
         self._tokens = np.array(tokens)
         self.tokens = len(tokens)
 
+    def stretches(self, tokens: int) -> list[tuple[int, int]]:
+        return [(0, tokens)]
+
     def read(self, starts: list[int], count: int) -> Any:
         return np.stack([self._tokens[start : start + count] for start in starts])
 
@@ -326,6 +329,9 @@ def test_joules_are_booked_to_the_end(tiny: Settings, monkeypatch: pytest.Monkey
 def test_floors_of_hardly_any_text_are_numbers() -> None:
     class Text:
         tokens = 4
+
+        def stretches(self, tokens: int) -> list[tuple[int, int]]:
+            return [(0, tokens)]
 
         def read(self, starts: Any, count: int) -> Any:
             return np.arange(count)[None] + np.array(starts)[:, None]

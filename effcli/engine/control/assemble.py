@@ -14,7 +14,8 @@ from effcli.engine.control.guided import GuidedParts
 from effcli.engine.control.probes import Probe, aside
 from effcli.engine.control.strata import Stratified, by_ngrams, by_states, strata
 from effcli.engine.control.trust import TrustRegion
-from effcli.engine.data.corpus import Corpus, locate
+from effcli.engine.data.corpus import Corpus
+from effcli.engine.data.mixed import opened
 from effcli.engine.device import Device
 from effcli.engine.loop import Parts
 from effcli.engine.measure.evaluate import HeldOut
@@ -59,10 +60,8 @@ def with_bits(settings: DistillSettings, watch: Watch, stop: Stop) -> tuple[Dist
         watch(Notice(f"{message} {settings.model.bits:g}"))
         return settings, Spent()
     begun, looks = time.perf_counter(), 0
-    corpus, device = (
-        Corpus.open(locate(settings.data)).first(settings.text_share),
-        Device(settings.device),
-    )
+    corpus = opened(settings.data).first(settings.text_share)
+    device = Device(settings.device)
     model, tokenizer = open_trained(settings.teacher[0], device)
     require_tokens(settings.teacher[0], tokenizer, corpus.tokenizer)
     if bit_layers(model):  # what its floats do is not what it does

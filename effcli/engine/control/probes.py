@@ -38,7 +38,7 @@ def aside(
         raise InputError(message, f"{hint}, or prepare more held-out text")
     count = min(windows, len(free))
     chosen = free[np.arange(count, dtype=np.int64) * len(free) // count]
-    tokens = split.read(chosen * context, context + 1)
+    tokens = split.read(split.begins(chosen, context), context + 1)
     return HeldOut(tokens, int(token_bytes[tokens[:, 1:]].sum()))
 
 

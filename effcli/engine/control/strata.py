@@ -103,7 +103,8 @@ class Stratified:
             chosen = turns == cluster
             number = before[cluster] + np.arange(chosen.sum())
             windows[chosen] = self._windows(int(cluster), number)
-        tokens = torch.from_numpy(self._split.read(windows * self._context, self._context + 1))
+        starts = self._split.begins(windows, self._context)
+        tokens = torch.from_numpy(self._split.read(starts, self._context + 1))
         return Batch(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(windows))
 
     def _windows(self, cluster: int, numbers: Numbers) -> Numbers:
@@ -158,7 +159,7 @@ class Stratified:
 
 def by_ngrams(split: Split, context: int, vocab_size: int, seed: int, clusters: int) -> Numbers:
     """At most so many clusters of the windows of a text, by the tokens and pairs in them."""
-    starts = np.arange(split.windows(context), dtype=np.int64) * context
+    starts = split.begins(np.arange(split.windows(context), dtype=np.int64), context)
     lengths = np.full_like(starts, context)
     how = {"clusters": clusters, "seed": seed, "vocab_size": vocab_size}
     return find_clusters(split, starts, lengths, **how)[1].astype(np.int64)

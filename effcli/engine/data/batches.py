@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 
 from effcli.engine.data.corpus import Split
-from effcli.engine.data.order import training_order
 from effcli.engine.protocols import Batch, Loss
 from effcli.engine.records import Record
 from effcli.errors import InputError
@@ -23,9 +22,10 @@ class Shuffled:
         self._windows = split.windows(context)
         self._drawn = 0
         self._ahead, self._ahead_from = np.empty(0, dtype=np.int64), 0
-        if self._windows == 0:
+        if split.in_row <= context:
+            there = f"{split.in_row} tokens in a row"
             raise InputError(
-                f"the training text has {split.tokens} tokens, less than one context of {context}",
+                f"the training text has {there}, less than one context of {context}",
                 "prepare more text, or set a smaller model.context",
             )
 
@@ -33,7 +33,8 @@ class Shuffled:
         """The next windows of the order."""
         windows = self._order(self._drawn)
         self._drawn += self._sequences
-        tokens = torch.from_numpy(self._split.read(windows * self._context, self._context + 1))
+        starts = self._split.begins(windows, self._context)
+        tokens = torch.from_numpy(self._split.read(starts, self._context + 1))
         return Batch(tokens[:, :-1], tokens[:, 1:], torch.from_numpy(windows))
 
     def _order(self, start: int) -> NDArray[np.int64]:
@@ -41,7 +42,7 @@ class Shuffled:
         at = start - self._ahead_from
         if not 0 <= at <= len(self._ahead) - self._sequences:
             count = AHEAD * self._sequences
-            self._ahead = training_order(start, count, self._windows, self._seed)
+            self._ahead = self._split.order(start, count, self._context, self._seed)
             self._ahead_from, at = start, 0
         return self._ahead[at : at + self._sequences]
 

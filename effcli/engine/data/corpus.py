@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from effcli.engine.data.order import training_order
 from effcli.engine.data.source import TRUSTED
 from effcli.engine.data.tokenizers import Tokenizer, describe
 from effcli.engine.data.write import describe_file, shard_name
 from effcli.engine.runs.files import read_json, write_text
 from effcli.errors import CheckError, InputError
 from effcli.registry import suggestion
-from effcli.settings.corpora import CORPUS_FILE, prepared, root
+from effcli.settings.corpora import CORPUS_FILE, MIX_HINT, is_mix, prepared, root
 
 SCHEMA = 1
 CHECKED_WHEN_OPENED = 2**28  # bytes; smaller corpora are hashed every time, it costs no second
@@ -36,6 +37,8 @@ def locate(data: str | None) -> Path:
         except OSError:
             hint = "run `eff prepare` first, or name a corpus with --data"
             raise InputError(f"no corpus was prepared in {root()}/", hint) from None
+    elif is_mix(data):
+        raise InputError(f"{data!r} is a mix, which has no folder", MIX_HINT)
     else:
         named = root() / data
         folder = named if (named / CORPUS_FILE).is_file() else Path(data)
@@ -84,6 +87,7 @@ class Split:
         vocab_size: int = 2**32,
     ) -> None:
         self.tokens: int = entry["tokens"]
+        self.in_row = self.tokens  # which no other corpus interrupts
         self.documents: int = entry["documents"]
         self.bytes: int = entry["bytes"]
         self._folder, self._entry = folder, entry
@@ -103,7 +107,19 @@ class Split:
         """Where at most so many windows of `length` tokens begin, evenly over the split."""
         there = self.windows(length)
         count = min(there, most)
-        return np.arange(count, dtype=np.int64) * there // max(1, count) * length
+        return self.begins(np.arange(count, dtype=np.int64) * there // max(1, count), length)
+
+    def begins(self, windows: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+        """Where the windows of `length` tokens with these numbers begin."""
+        return windows * length
+
+    def order(self, start: int, count: int, length: int, seed: int) -> NDArray[np.int64]:
+        """The windows that are read from the place `start` on: of an endless order."""
+        return training_order(start, count, self.windows(length), seed)
+
+    def stretches(self, tokens: int) -> list[tuple[int, int]]:
+        """Where so many tokens lie, the first of every corpus: from where to where."""
+        return [(0, tokens)]
 
     def read(self, starts: Sequence[int] | NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """`count` tokens from each start, as an array of shape (starts, count)."""
@@ -197,10 +213,18 @@ class Corpus:
         cut = {**splits, "train": {**splits["train"], **size}}
         return Corpus(self.folder, {**self.manifest, "splits": cut, "first": tokens})
 
+    def __str__(self) -> str:
+        return str(self.folder)
+
     @property
     def name(self) -> str:
         """The folder's name."""
         return self.folder.resolve().name
+
+    @property
+    def data(self) -> str:
+        """What it is found by from anywhere, as `--data` takes it."""
+        return str(self.folder.resolve())
 
     @property
     def label_names(self) -> list[str]:
@@ -210,11 +234,11 @@ class Corpus:
 
     @property
     def hash(self) -> str:
-        """Names the content: the tokens of every split, and what of them is read."""
+        """Names the content: the tokens of every split, and how many of them are read."""
         splits = self.manifest["splits"].values()
         files = {k: v["sha256"] for split in splits for k, v in split["files"].items()}
-        cut, marks = self.manifest.get("first", ""), self.manifest.get("marks", "")
-        return hashlib.sha256(f"{sorted(files.items())!r}{cut}{marks}".encode()).hexdigest()
+        cut = self.manifest.get("first", "")
+        return hashlib.sha256(f"{sorted(files.items())!r}{cut}".encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
         """What a run writes down about its corpus."""

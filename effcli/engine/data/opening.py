@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-from effcli.engine.data.corpus import Corpus, locate
-from effcli.engine.data.marked import marked
+from effcli.engine.data.corpus import Corpus
+from effcli.engine.data.marked import Marked
+from effcli.engine.data.mixed import opened
 from effcli.errors import InputError
 from effcli.settings.train import TrainSettings
 
 
-def opened(settings: TrainSettings) -> Corpus:
+def text_of(settings: TrainSettings) -> Corpus:
     """As much of the corpus as may be read, with marks of languages where these are told."""
     known = getattr(settings.model, "languages", 0)
     if known not in (0, len(settings.marks)):
@@ -18,6 +19,6 @@ def opened(settings: TrainSettings) -> Corpus:
 
 
 def read_as(data: str | None, share: float, languages: Sequence[str]) -> Corpus:
-    """The beginning of a corpus, by name or folder, with marks of these languages, if any."""
-    corpus = Corpus.open(locate(data)).first(share)
-    return marked(corpus, languages) if languages else corpus
+    """The beginning of a corpus or mix, with marks of these languages, if any."""
+    corpus = opened(data).first(share)
+    return Marked(corpus, languages) if languages else corpus

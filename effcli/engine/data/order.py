@@ -5,6 +5,8 @@ walked along its cycle until the result is inside the range (Black & Rogaway 200
 any process can compute any part of the order, and the state of a run is one integer.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,3 +55,22 @@ def training_order(start: int, count: int, size: int, seed: int) -> NDArray[np.i
         chosen = epochs == epoch
         order[chosen] = permuted(indices[chosen], size, mix64(mix64(seed) + int(epoch)))
     return order
+
+
+def dealt(
+    numbers: NDArray[np.int64], sizes: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Whose turn has each number of an endless order, and which of its own turns that is.
+
+    Turns of each are `sizes` in every epoch, none of them 0, spread evenly: the first has them
+    where its share of the numbers passes a whole one and a half, the next where its share of
+    what is left does, and so on.
+    """
+    epochs, places = np.divmod(numbers, sum(sizes))
+    owners, turns, left = np.full_like(numbers, -1), np.empty_like(numbers), sum(sizes)
+    for owner, size in enumerate(sizes):
+        before, after = ((at * size + left // 2) // left for at in (places, places + 1))
+        mine = (owners < 0) & (after > before)
+        owners[mine], turns[mine] = owner, (epochs * size + before)[mine]
+        places, left = places - before, left - size
+    return owners, turns

@@ -8,7 +8,7 @@ from typing import Any
 from effcli.catalog import SOURCES
 from effcli.engine.data.source import SPLITS, TRUSTED, Source
 from effcli.errors import InputError
-from effcli.settings.corpora import CORPORA, MIXES
+from effcli.settings.corpora import CORPORA, MIXES, shares_of
 from effcli.settings.prepare import PrepareSettings
 
 
@@ -33,7 +33,9 @@ def plan(settings: PrepareSettings) -> Plan:
     if settings.mix is not None:
         if names:
             raise InputError("give sources or --mix, not both")
-        names, shares = _parse_mix(settings.mix)
+        given = shares_of(settings.mix, "--mix")
+        total = sum(given.values())
+        names, shares = tuple(given), tuple(share / total for share in given.values())
         title = "mix-" + "-".join(_short_name(name) for name in names)
     elif len(names) == 1 and names[0] in MIXES:
         title = names[0]
@@ -51,23 +53,6 @@ def plan(settings: PrepareSettings) -> Plan:
     kind, _, argument = tokenizer.partition(":")
     suffix = f"like-{Path(argument).name[:80]}" if kind == "like" else kind + argument
     return Plan(names, shares, tokenizer, f"{title[:80]}-{suffix}")
-
-
-def _parse_mix(text: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    names, shares = [], []
-    for part in text.split(","):
-        name, _, share = part.strip().rpartition(":")
-        try:
-            shares.append(float(share))
-        except ValueError:
-            raise InputError(f"--mix {part.strip()}: not of the form name:share") from None
-        names.append(name)
-    if not all(names) or not all(share > 0 for share in shares):
-        raise InputError("--mix: every source needs a name and a share above 0")
-    total = sum(shares)
-    if abs(total - 1) > 0.01:
-        raise InputError(f"--mix: the shares add up to {total:g}, not to 1")
-    return tuple(names), tuple(share / total for share in shares)
 
 
 def _default_tokenizer(names: Collection[str], title: str) -> str:

@@ -29,9 +29,10 @@ class HeldOut:
         cls, split: Split, token_bytes: NDArray[np.int64], context: int, budget: int
     ) -> "HeldOut":
         """About `budget` tokens, in windows spread evenly over the split."""
-        if split.windows(context) == 0:
+        if split.in_row <= context:
+            there = f"{split.in_row} tokens in a row"
             raise InputError(
-                f"the held-out text has {split.tokens} tokens, less than one context of {context}",
+                f"the held-out text has {there}, less than one context of {context}",
                 "prepare more held-out text, or set a smaller model.context",
             )
         starts = split.spread(context, max(1, budget // context))

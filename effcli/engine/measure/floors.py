@@ -22,7 +22,9 @@ STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 def ngram_floors(train: Split, windows: Ids, vocab_size: int) -> dict[str, float]:
     """Mean nats per predicted token of `windows` (rows of tokens), for each order."""
     set_aside = min(train.tokens // 10, TUNED_ON)
-    tuning = train.read([train.tokens - set_aside], set_aside)
+    whole, counted = (train.stretches(train.tokens - aside) for aside in (0, set_aside))
+    ends = [(stop, end - stop) for (_, end), (_, stop) in zip(whole, counted, strict=True)]
+    tuning = np.concatenate([train.read([start], tokens) for start, tokens in ends], axis=1)
     counts = _Counts(vocab_size, [windows, tuning])
     for chunk in chunks(train, train.tokens - set_aside):
         counts.add(chunk)
@@ -36,11 +38,17 @@ def ngram_floors(train: Split, windows: Ids, vocab_size: int) -> dict[str, float
 
 
 def chunks(train: Split, tokens: int) -> Iterator[Ids]:
-    """Text to count: all of it, or parts spread evenly over it."""
-    parts = -(-min(tokens, COUNTED) // CHUNK)
-    for part in range(parts):
-        start, stop = tokens * part // parts, tokens * (part + 1) // parts
-        yield train.read([start], min(CHUNK, stop - start))[0]
+    """So many tokens of a text to count, or parts spread evenly over them.
+
+    Each corpus of a mix keeps its share: its chunks are as many as that asks for, or shorter.
+    """
+    for begin, end in train.stretches(tokens):
+        size = end - begin
+        counted = min(tokens, COUNTED) * size // max(1, tokens)
+        parts = -(-counted // CHUNK)
+        for part in range(parts):
+            start, stop = size * part // parts, size * (part + 1) // parts
+            yield train.read([begin + start], min(-(-counted // parts), stop - start))[0]
 
 
 def _best(probability: Callable[[float], NDArray[np.float64]]) -> float:

@@ -54,7 +54,7 @@ def _begun(command: str, settings: TrainSettings, corpus: Corpus, folder: Path) 
             raise InputError(f"{folder} holds something else", "choose another --out")
         corpus.tokenizer.save(folder / TOKENIZER)
         # By its full path: a run goes on from any folder, whatever was prepared since.
-        where: dict[str, Any] = {"data": str(corpus.folder.resolve())}
+        where: dict[str, Any] = {"data": corpus.data}
         for name in settings.RUNS:
             where[name] = [str(path.resolve()) for path in getattr(settings, name)]
         run.begin(command, {**storable(settings), **where})

@@ -30,6 +30,7 @@ Status = Literal["complete", "stopped", "diverged", "unfinished"]
 
 
 _OF_SOME = (
+    "mix",
     "selection",
     "student",
     "hybrid",
@@ -63,6 +64,7 @@ class Report(Piece):
     cost: float | None
     tuning: Tuning | None = None
     tail: list[float] | None = None
+    mix: dict[str, float] | None = None
     selection: Selection | None = None
     student: Student | None = None
     hybrid: Hybrid | None = None
@@ -154,6 +156,7 @@ def _report(
         cost=None if price is None else price * seconds["total"] / 3600,
         tuning=None if "tuning" not in env else Tuning(**env["tuning"]),
         tail=last["tail"]["losses"] if "tail" in last else None,
+        mix={part["name"]: part["share"] for part in env["corpus"].get("parts", ())} or None,
         selection=_selection(env["selection"], last, ledger) if "selection" in env else None,
         student=_student(last["student"]["facts"], codes) if "student" in last else None,
         hybrid=Hybrid(**last["hybrid"]["facts"]) if "hybrid" in last else None,

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from effcli.engine.data.corpus import Corpus
+from effcli.engine.data.mixed import opened
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
 from effcli.engine.measure.evaluate import HeldOut
@@ -151,7 +152,7 @@ def read_elsewhere(folder: Path, corpus: Corpus) -> str | None:
     if read["hash"] == corpus.hash:
         return None
     share = float(read_toml(folder / CONFIG).get("text_share", 1.0))
-    if read["hash"] == Corpus.open(corpus.folder).first(share).hash:  # another part of it
+    if read["hash"] == opened(corpus.data).first(share).hash:  # another part of it
         return None
     return (
         f"the teacher in {folder} was trained on another corpus, {read['name']}: if that holds "
