@@ -22,7 +22,7 @@ from effcli.errors import CheckError, InputError
 from effcli.settings.growth import Stage
 
 WARM = 0.02  # of the budget, over which the rate climbs again
-LARGEST = 1e-4  # difference of logits, where they are of size 1
+LARGEST = 1e-4  # difference of logits, as a share of the largest one
 
 
 class Growing:
@@ -97,18 +97,20 @@ def rewarmed(progress: float, base: Callable[[float], float], shares: Sequence[f
 
 @torch.no_grad()
 def apart(small: GPT, large: GPT, tokens: Tensor) -> float:
-    """The largest difference of logits, in float32; one that is not rounding is refused.
+    """The largest difference of logits, in float32, as a share of the largest of them, or of 1.
 
-    A choice among concepts may turn on a rounding, and changes single positions: with them it is
-    the median over positions that must be small.
+    One that is not rounding is refused. A choice among concepts may turn on a rounding, and changes
+    single positions: with them it is the median over positions that must be small.
     """
     with _exactly(small), _exactly(large):
         before, after = small(tokens), large(tokens)
-    by_position = (after - before).abs().amax(-1)
+    by_position = (after - before).abs().amax(-1) / before.abs().max().clamp(min=1.0)
     has_choices = bool(getattr(small, "concepts", ()))
     found = by_position.median() if has_choices else by_position.max()
-    if not found.item() <= LARGEST * max(1.0, before.abs().max().item()):
-        raise CheckError(f"the grown model computes something else: logits differ by {found:.1e}")
+    if not found.item() <= LARGEST:
+        raise CheckError(
+            f"the grown model computes something else: logits differ by {found:.1e} of the largest"
+        )
     return float(by_position.max())
 
 

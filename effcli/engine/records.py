@@ -164,7 +164,7 @@ class Grown(Record):
     layers: int
     parameters: int
     difference: float
-    """Of logits on a held-out window, the largest, in float32."""
+    """Of logits on a held-out window, the largest, in float32; as a share of the largest logit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,21 +5,27 @@ from itertools import pairwise
 
 from effcli.settings.model import GPTSettings
 
-_STAGE = re.compile(r"(\d{1,6})@(0|\d{1,3}(?:\.\d+)?%)")
+_STAGE = re.compile(r"(\d{1,6})(%?)@(0|\d{1,3}(?:\.\d+)?%)")
 Stage = tuple[float, GPTSettings]
 """The share of the budget that it begins at, and the model in it."""
 
 
-def steps_of(text: str, name: str) -> list[tuple[float, int]]:
+def steps_of(text: str, name: str, whole: int) -> list[tuple[float, int]]:
     """Shares of the budget and what there is from each on: of `256@0,512@30%`, (0, 256), (.3, 512).
 
-    Raises ValueError with a line that names the setting.
+    Of a `whole` of 512, `50%@0,100%@30%` is the same. Raises ValueError with a line that names
+    the setting.
     """
     found: list[tuple[float, int]] = []
     for item in text.split(","):
         if (match := _STAGE.fullmatch(item.strip())) is None:
             raise ValueError(f"{name}: {item.strip()!r} is not of the form 512@30%")
-        found.append((float(match[2].rstrip("%")) / 100, int(match[1])))
+        size = int(match[1])
+        if match[2]:
+            size, rest = divmod(size * whole, 100)
+            if rest:
+                raise ValueError(f"{name}: {match[1]}% of {whole} is no whole number")
+        found.append((float(match[3].rstrip("%")) / 100, size))
     if found[0][0] != 0:
         raise ValueError(f"{name}: the first is what it begins with: {found[0][1]}@0")
     if len(found) < 2:
@@ -41,7 +47,7 @@ def stages_of(model: GPTSettings, widths: str | None, depths: str | None) -> tup
     told = {"width": [(0.0, model.width)], "layers": [(0.0, model.layers)]}
     for field, text, name in (("width", widths, "grow"), ("layers", depths, "grow_depth")):
         if text is not None:
-            told[field] = steps_of(text, name)
+            told[field] = steps_of(text, name, getattr(model, field))
         if (last := told[field][-1][1]) != (own := getattr(model, field)):
             raise ValueError(f"{name} ends with {last}, and model.{field} is {own}")
     for _, width in told["width"]:

@@ -48,8 +48,8 @@ class QllmSettings(TrainSettings):
     """When energies count: `auto` waits until counting trigrams is beaten, then goes by stages;
     `off` is always; `seed` has the stages of the first design."""
     grow: Annotated[str | None, Flag(panel="Growth", metavar="WIDTHS")] = None
-    """Widths from shares of the budget on, as 256@0,512@30%,768@60%: a model that grows computes
-    what it did, and goes on learning. The last is the model's."""
+    """Widths from shares of the budget on, as 256@0,512@30%,768@60% or 50%@0,100%@40%: a model
+    that grows computes what it did, and goes on learning. The last is the model's."""
     grow_depth: Annotated[str | None, Flag(panel="Growth", metavar="LAYERS")] = None
     """Numbers of layers from shares of the budget on, as 4@0,8@50%. The last is the model's."""
     languages: Annotated[
@@ -144,9 +144,9 @@ def _grown_size(given: Mapping[str, Any]) -> dict[str, int]:
     size: dict[str, int] = {}
     fields = ("width", "grow"), ("layers", "grow_depth")
     for field, name in fields:
-        with suppress(ValueError):  # told when settings are checked
+        with suppress(ValueError):  # told when settings are checked, or shares of the preset's
             if isinstance(text := given.get(name), str):
-                size[field] = steps_of(text, name)[-1][1]
+                size[field] = steps_of(text, name, 0)[-1][1]
     preset = given.get("preset", "nano")
     if "width" in size and preset in presets.PRESETS:
         usual = presets.read(preset)["model"]

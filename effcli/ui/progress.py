@@ -75,7 +75,7 @@ class Watcher:
             self._say(f"counting trigrams reaches {record.trigram:.4f}")
         elif isinstance(record, Grown):
             size = f"width {record.width}, {record.layers} layers, {record.parameters:,} weights"
-            apart = f"logits differ by {record.difference:.0e}"
+            apart = f"logits are {record.difference:.0e} apart"
             self._say(f"step {record.step}: grown to {size}; {apart}")
         elif isinstance(record, Notice):
             self._say(record.text)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from effcli.units import size
+from effcli.units import count, size
 
 Rows = list[tuple[str, str]]
 
@@ -14,6 +14,7 @@ def rows_of_some(report: Mapping[str, Any]) -> Rows:
     rows += _student_rows(report.get("student")) + _hybrid_rows(report.get("hybrid"))
     return (
         rows
+        + _growth_rows(report.get("growth"))
         + _phase_rows(report.get("phase"))
         + _language_rows(report.get("languages"))
         + _beside_rows(report.get("gpt"))
@@ -93,6 +94,19 @@ def _hybrid_rows(parts: Mapping[str, Any] | None) -> Rows:
         rows.append(("trust region", f"active {parts['constraint_activation_rate']:.1%}{final}"))
     rows.append(("probes", f"{parts['overhead']:.1%} of the FLOPs of training"))
     return rows
+
+
+def _growth_rows(sizes: Sequence[Mapping[str, Any]] | None) -> Rows:
+    """Every size of a model that grew; nothing for any other run."""
+    if sizes is None:
+        return []
+    told = []
+    for one in sizes:
+        size = f"width {one['width']}, {one['layers']} layers"
+        if one["difference"] is not None:
+            size += f" from {count(one['tokens'])} tokens (logits apart {one['difference']:.0e})"
+        told.append(size)
+    return [("growth", "; ".join(told))]
 
 
 def _phase_rows(found: Mapping[str, Any] | None) -> Rows:

@@ -200,6 +200,8 @@ def test_a_run_that_grows_goes_on_bit_for_bit(
     assert [(row["step"], row["width"], row["layers"]) for row in told] == expected
     assert all(row["difference"] <= 1e-4 for row in told)
     assert report.parameters == told[-1]["parameters"]
+    assert report.growth is not None
+    assert [(one.step, one.width, one.layers) for one in report.growth[1:]] == expected
     assert report.flops["grow"] > 0
     assert report.seconds["grow"] > 0
     with pytest.raises(Stopped):
@@ -233,6 +235,12 @@ def test_growing_costs_less_and_warms_the_rate_again(asked: Asked, place: Path) 
     assert grown.parameters == plain.parameters
     rows = list(RunDir(place / "grown").records())
     looks = [row["loss"] for row in rows if row["kind"] == "evaluation"]
+    assert grown.growth is not None
+    first, second = grown.growth
+    assert (first.step, first.width, first.difference, first.held_out) == (0, 16, None, None)
+    assert (second.step, second.width, second.tokens) == (20, 32, 20 * 128)
+    assert (second.layers, second.held_out) == (2, looks[2])
+    assert "growth" not in plain.as_json()
     assert looks[-1] < looks[2] < looks[0]
     rates = [row["lr"] for row in rows if row["kind"] == "step"]
     assert rates[20] < 0.1 * rates[19]
@@ -251,6 +259,8 @@ def test_growing_costs_less_and_warms_the_rate_again(asked: Asked, place: Path) 
         (["--grow", "16@0,48@50%"], "ends with 48, and model.width is 32"),
         (["--grow", "32@0"], "one size is no growth"),
         (["--grow", ""], "is not of the form"),
+        (["--grow", "33%@0,100%@50%"], "33% of 32 is no whole number"),
+        (["--grow", "25%@0,100%@50%"], "width 8 is no multiple"),
         (["--grow", "16@0,32@50%", "--set", "device.compile=on"], "is not compiled"),
         (["--grow-depth", "1@0,4@50%"], "ends with 4, and model.layers is 2"),
         (["--grow", "16@0,32@50%", "--set", "model.tied=true"], "tied tables cannot be widened"),
@@ -268,6 +278,9 @@ def test_a_growing_run_ends_with_the_size_that_is_asked_for() -> None:
     assert (settings.model.width, settings.model.heads) == (768, 12)
     sizes = [(share, model.width, model.heads) for share, model in settings.stages]
     assert sizes == [(0.0, 256, 4), (0.3, 512, 8), (0.6, 768, 12)]
+    by_shares = resolve(QllmSettings, {"grow": "50%@0,100%@40%", "grow_depth": "50%@0,100%@9%"})
+    sizes = [(share, model.width, model.layers) for share, model in by_shares.settings.stages]
+    assert sizes == [(0.0, 64, 1), (0.09, 64, 2), (0.4, 128, 2)]  # of nano
     assert not settings.shares_trunk
     assert settings.for_text(1).device.compile == "off"
 
@@ -290,3 +303,16 @@ def test_fewer_phases_write_where_that_is_possible(eff: Eff, asked: Asked, place
     _line(written("auto", "9"), "each head has 8 phases, not 9")
     for wrong in ("0", "some"):
         _line(written("auto", wrong), "phase_dim")
+
+
+def test_where_a_run_has_grown_is_seen(eff: Eff, corpus_folder: Path, place: Path) -> None:
+    line = ("--data", str(corpus_folder), "--steps", "4", "--out", "run", *SETS)
+    code, out, err = eff("qllm", "train", *line, "--grow", "50%@0,100%@50%")
+    assert code == 0, err
+    told = "width 16, 2 layers; width 32, 2 layers from 256 tokens (logits apart"
+    assert told in " ".join(out.split())
+    page = (place / "run" / "report.html").read_text("utf8")
+    assert "<h2>Growth</h2>" in page
+    assert page.count("<!--  32 × 2 -->") == 3  # losses over tokens, FLOPs and seconds
+    grown = json.loads((place / "run" / "report.json").read_text("utf8"))["growth"]
+    assert [one["held_out"] is None for one in grown] == [True, False]

@@ -77,7 +77,8 @@ def _plots(report: Report, rows: list[dict[str, Any]]) -> list[str]:
             "training": [(row[unit], row["loss"]) for row in steps],
             "held out": [(row[unit], row["loss"]) for row in looks],
         }
-        drawn.append(plots.curves(label, "loss, nats per token", lines, _visible(floors, steps)))
+        levels, marks = _visible(floors, steps), _grown(report, steps, unit)
+        drawn.append(plots.curves(label, "loss, nats per token", lines, levels, marks=marks))
     if report.tail:
         tenths = {"held out": list(enumerate(report.tail, 1))}
         drawn.append(plots.curves(TENTHS, "loss, nats per token", tenths, {}))
@@ -135,6 +136,13 @@ def _codes(report: Report) -> list[str]:
         "flips since the last look": [(o.step, o.flips) for o in looks if o.flips is not None],
     }
     return [plots.curves("step", "share of the weights", lines, {})]
+
+
+def _grown(report: Report, steps: list[dict[str, Any]], unit: str) -> dict[str, float]:
+    """Where a model has become a larger one; nothing for any other run."""
+    spent = {row["index"]: row[unit] for row in steps}
+    sizes = (report.growth or [])[1:]
+    return {f"{one.width} × {one.layers}": spent[one.step] for one in sizes}
 
 
 def _visible(floors: Mapping[str, float], steps: list[dict[str, Any]]) -> dict[str, float]:

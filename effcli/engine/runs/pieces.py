@@ -180,6 +180,21 @@ class Hybrid(Piece):
     final_radius: float | None = None
 
 
+class Size(Piece):
+    """A size of a model that grows; but for the first one, it computed what the one before did."""
+
+    step: int
+    """The last one before it."""
+    tokens: int
+    """Of training, until then."""
+    width: int
+    layers: int
+    difference: float | None
+    """Of logits from those before, the largest, as a share of the largest; none at the start."""
+    held_out: float | None
+    """Loss at the last look before it; none where nobody looked."""
+
+
 class PhaseResult(Piece):
     """What the phases of a model do on held-out text: means over text, heads and layers."""
 

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -63,9 +64,15 @@ def _thin(points: Series) -> Series:
 
 @matplotlib.rc_context(PLAIN)
 def curves(
-    x: str, y: str, lines: Mapping[str, Series], levels: Mapping[str, float], *, log_x: bool = False
+    x: str,
+    y: str,
+    lines: Mapping[str, Series],
+    levels: Mapping[str, float],
+    *,
+    marks: Mapping[str, float] = MappingProxyType({}),
+    log_x: bool = False,
 ) -> str:
-    """Lines, and dashed horizontal levels to judge them by.
+    """Lines, dashed horizontal levels to judge them by, and dotted vertical marks.
 
     Where there are many lines (`log_x`), each has its name at its end instead of in a legend.
     """
@@ -89,6 +96,10 @@ def curves(
     for name, level in levels.items():
         axes.axhline(level, linestyle="--", linewidth=1, color="#888888")
         ends.append((name, level, "#666666"))
+    for name, place in marks.items():
+        axes.axvline(place, linestyle=":", linewidth=1, color="#888888")
+        style = {"fontsize": 8, "color": "#666666", "va": "top", "rotation": 90}
+        axes.text(place, 0.98, f" {short(name)}", transform=axes.get_xaxis_transform(), **style)
     if log_x:
         by_factors(axes)
     elif len(lines) > 1:

@@ -16,12 +16,14 @@ from effcli.engine.runs.pieces import (
     PhaseResult,
     Piece,
     Selection,
+    Size,
     Student,
     Texts,
     Tuning,
 )
 from effcli.engine.runs.rundir import CONFIG, REPORT, RunDir
 from effcli.errors import InputError
+from effcli.settings.growth import steps_of
 from effcli.settings.layers import read_toml
 
 Row = dict[str, Any]
@@ -34,6 +36,7 @@ _OF_SOME = (
     "selection",
     "student",
     "hybrid",
+    "growth",
     "text",
     "phase",
     "languages",
@@ -68,6 +71,7 @@ class Report(Piece):
     selection: Selection | None = None
     student: Student | None = None
     hybrid: Hybrid | None = None
+    growth: list[Size] | None = None
     text: Texts | None = None
     phase: PhaseResult | None = None
     languages: Languages | None = None
@@ -107,18 +111,21 @@ def report_of(folder: Path) -> Report:
     settings, env = read_toml(folder / CONFIG), run.env()
     last: dict[str, Row] = {}
     codes: list[Row] = []
-    for row in run.records():
-        last[row["kind"]] = row
-        if row["kind"] == "codes":
-            codes.append(row)
     try:
-        return _report(folder, settings, env, last, codes)
-    except (KeyError, TypeError, ValueError) as error:
+        sizes = _first_size(settings)
+        for row in run.records():
+            last[row["kind"]] = row
+            if row["kind"] == "codes":
+                codes.append(row)
+            elif row["kind"] == "grown":
+                sizes.append(_grown(row, last))
+        return _report(folder, settings, env, last, codes, sizes)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"the run in {folder} is damaged: {error}") from None
 
 
 def _report(
-    folder: Path, settings: Row, env: Row, last: dict[str, Row], codes: list[Row]
+    folder: Path, settings: Row, env: Row, last: dict[str, Row], codes: list[Row], sizes: list[Size]
 ) -> Report:
     ledger = last.get("ledger")
     if ledger is None:
@@ -160,6 +167,7 @@ def _report(
         selection=_selection(env["selection"], last, ledger) if "selection" in env else None,
         student=_student(last["student"]["facts"], codes) if "student" in last else None,
         hybrid=Hybrid(**last["hybrid"]["facts"]) if "hybrid" in last else None,
+        growth=sizes or None,
         text=Texts(**last["texts"]["facts"]) if "texts" in last else None,
         phase=PhaseResult(**last["phases"]["facts"]) if "phases" in last else None,
         languages=_languages(last),
@@ -172,6 +180,25 @@ def _languages(last: dict[str, Row]) -> Languages | None:
         return None
     alignment = last["alignment"]["facts"] if "alignment" in last else {}
     return Languages(**last["languages"]["facts"], **alignment)
+
+
+def _first_size(settings: Row) -> list[Size]:
+    """What a run that grows began with; nothing for any other."""
+    names = {"width": "grow", "layers": "grow_depth"}
+    if not any(name in settings for name in names.values()):
+        return []
+    size = {field: settings["model"][field] for field in names}
+    for field, name in names.items():
+        if name in settings:
+            size[field] = steps_of(settings[name], name, size[field])[0][1]
+    return [Size(step=0, tokens=0, **size, difference=None, held_out=None)]
+
+
+def _grown(row: Row, last: dict[str, Row]) -> Size:
+    """A size, from its row and the last ones of all kinds before it."""
+    facts = {name: row[name] for name in ("step", "width", "layers", "difference")}
+    held_out = last["evaluation"]["loss"] if "evaluation" in last else None
+    return Size(**facts, tokens=last["step"]["tokens"], held_out=held_out)
 
 
 def _student(facts: Row, looks: list[Row]) -> Student:
