@@ -449,6 +449,17 @@ def test_a_phase_model_is_compared_with_its_gpt(corpus_folder: Path, eff: Eff) -
     assert sizes["hybrid"] == pytest.approx(sizes["gpt"], rel=0.01)
 
 
+def test_what_a_run_spent_before_it_grew_is_less(corpus_folder: Path, eff: Eff) -> None:
+    line = ("bench", "qllm-growth", "--tier", "smoke", "--data", str(corpus_folder))
+    code, out, err = eff(*line, "--arms", "scratch,both", "--json", "--quiet")
+    assert code == 0, err
+    cells = {(cell["arm"], cell["share"]): cell for cell in json.loads(out)["cells"]}
+    whole, grown = cells["scratch", 1.0], cells["both", 1.0]
+    assert (grown["status"], grown["tokens"]) == ("complete", whole["tokens"])
+    assert grown["parameters"] == whole["parameters"]
+    assert 0 < grown["accounts"]["flops"]["grow"] < grown["flops"] < whole["flops"]
+
+
 def test_every_shipped_arm_runs(corpus_folder: Path, eff: Eff) -> None:
     line = ("bench", "smoke", "--tier", "smoke", "--data", str(corpus_folder))
     code, out, err = eff(*line, "--json", "--quiet")
