@@ -7,6 +7,7 @@ from rich.table import Table
 
 from effcli.ui.rows import rows_of_some
 from effcli.ui.tables import pairs_table
+from effcli.units import flops
 
 
 def inspect_table(document: Mapping[str, Any]) -> Table:
@@ -20,6 +21,9 @@ def inspect_table(document: Mapping[str, Any]) -> Table:
     for row in document["memories"]:
         span = f"half-life {row['p50']:.1f} tokens, {row['p5']:.1f} to {row['p95']:.1f}"
         rows.append((f"layer {row['layer']}", span))
+    for row in document["widths"]:
+        kept = f"{row['state_floats']:,} numbers, {flops(row['flops'])} FLOPs a token"
+        rows.append((f"{row['pairs']} phases a head", f"loss {row['loss']:.4f}, {kept}"))
     for row in document["interference"]:
         shares = f"{row['positive']:.0%} adds up, {row['negative']:.0%} cancels"
         rows.append((f"layer {row['layer']}, head {row['head']}", shares))

@@ -5,19 +5,21 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import conftest
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from effcli.engine.data.tokenizers import byte_tokenizer
 from effcli.engine.models.interference import Told, interfere, retrieval
 from effcli.engine.models.mixers import Interference
 from effcli.engine.models.phase import Phase
 from effcli.engine.phase import inspecting
-from effcli.engine.phase.looking import hear
+from effcli.engine.phase.looking import hear, state_floats
 from effcli.engine.runs import checkpoint
 from effcli.errors import InputError
 from effcli.methods import baseline, qllm, qllm_inspect
@@ -105,6 +107,20 @@ def test_shares_add_up() -> None:
         assert told["positive_by_head"][one.head] == told["positive"]
 
 
+def test_a_cut_model_is_measured_as_it_would_write() -> None:
+    model = _model()
+    tokens = torch.randint(257, (3, 19))
+    rows = inspecting.widths(model, tokens)
+    assert [row["pairs"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        cut = _model()
+        cut.keep(row["pairs"])
+        nats = cross_entropy(cut(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        assert row["loss"] == pytest.approx(nats.item(), rel=1e-5)
+    assert rows[-1]["state_floats"] == state_floats(model)
+    assert model.pairs == len(model.trunk.blocks[0].attention.key.weight) // 4  # is not cut itself
+
+
 def test_half_lives_are_what_decays_say() -> None:
     model = _model(layers=1)
     heard = hear(model, torch.randint(257, (2, 9)))
@@ -169,8 +185,13 @@ def test_the_document_and_the_page(eff: Eff, run: Path) -> None:
     assert code == 0, err
     assert set(document) == {
         *("schema", "command", "run", "page", "measured", "phase", "portrait", "memories"),
-        *("rotations", "text", "interference", "concepts"),
+        *("widths", "rotations", "text", "interference", "concepts"),
     }
+    assert [row["pairs"] for row in document["widths"]] == [2, 4, 6, 8]
+    for less, more in pairwise(document["widths"]):
+        assert less["state_floats"] < more["state_floats"]
+        assert less["flops"] < more["flops"]
+    assert document["widths"][-1]["state_floats"] == document["phase"]["state_floats"]
     assert document["measured"] == {"corpus": "grammar", "windows": 16, "tokens": 512}
     assert not document["text"]["is_given"]
     assert len(document["text"]["tokens"]) == 32  # a window has no more

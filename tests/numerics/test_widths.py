@@ -103,8 +103,13 @@ def test_a_cut_model_computes_what_the_whole_one_does_at_that_width(shape: str, 
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         cut(tokens)
     solved = 2 * 3 * 6 * 10**2 * (32 + 2 * 4 * kept) if shape == "delta" else 0
-    vocab = 2 * 3 * 60 * 32 * (len(cut.head) - VOCAB)  # rows that only pad the head
+    padding = 2 * 32 * (len(cut.head) - VOCAB)  # rows that only pad the head
+    vocab = 3 * 60 * padding
     assert cut.forward_flops(3, 60, dense=True) == counter.get_total_flops() + solved + vocab
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        cut.logits(cut.features(tokens[:, :1], cache))
+    masked = 2 * (32 + 2 * 4 * kept) if shape == "attention" else 0  # what left the window
+    assert 3 * (cut.step_flops() - padding + masked) == counter.get_total_flops()
 
 
 def test_what_is_remembered_and_done_follows_the_width() -> None:

@@ -152,15 +152,21 @@ class PhaseMixer(nn.Module, ABC):
 
     def flops(self, time: int, *, dense: bool) -> float:
         """Products for one sequence, those of the maps included."""
+        return time * self.map_flops() + self.mixing_flops(time, dense=dense)
+
+    def map_flops(self) -> float:
+        """Those of a position with weights."""
         width = self.heads * self.channels
-        per_token = 6.0 * width**2 + 4 * width * self.keys
-        if self.phases.way == "data":
-            per_token += 2 * RANK * (width + self.keys // 2)
-        return time * per_token + self.mixing_flops(time, dense=dense)
+        turning = 2 * RANK * (width + self.keys // 2) if self.phases.way == "data" else 0
+        return 6.0 * width**2 + 4 * width * self.keys + turning
 
     @abstractmethod
     def mixing_flops(self, time: int, *, dense: bool) -> float:
         """Those of positions with each other."""
+
+    @abstractmethod
+    def step_flops(self) -> float:
+        """Those of one more position with what is kept of long texts."""
 
 
 class Interference(PhaseMixer):
@@ -224,17 +230,24 @@ class Interference(PhaseMixer):
         """How much each state of a head counts, where it has several."""
         return self.blend.view(self.heads, -1).softmax(1) if self.states > 1 else None
 
+    def map_flops(self) -> float:
+        """Those of a position with weights, decays and strengths among them."""
+        return super().map_flops() + 2 * self.heads**2 * self.channels * (self.states + 1)
+
+    def step_flops(self) -> float:
+        """What is written and read; and read by a quarter turn, or before, to be taken back."""
+        return 2.0 * self.keys * self.channels * (2 + self.is_complex + self.is_delta)
+
     def mixing_flops(self, time: int, *, dense: bool) -> float:
         """Those of positions with each other and with states."""
         pairs, solved, with_states = interfere_flops(time, self.chunk, dense=dense)
         width, ways = self.heads * self.channels, 2 if self.is_complex else 1
-        own = 2 * width * self.heads * (self.states + 1) * time  # decays and strengths
         keys = self.keys
         by_state = 2 * keys * self.channels * with_states
         each = 2 * (width + keys) * pairs + 2 * self.states * by_state
         if self.is_delta:  # keys with keys, a triangle solved for keys and values, and by state
             each += 2 * keys * pairs + (width + keys) * solved + by_state
-        return own + ways * each
+        return float(ways * each)
 
 
 class PhaseAttention(PhaseMixer):
@@ -266,6 +279,10 @@ class PhaseAttention(PhaseMixer):
         if dense:
             seen = 2 * self.window * (time + -time % self.window) if time > self.window else time**2
         return 2.0 * (self.heads * self.channels + self.keys) * seen
+
+    def step_flops(self) -> float:
+        """Those with all positions of the window."""
+        return 2.0 * (self.heads * self.channels + self.keys) * self.window
 
 
 def cut(weight: Tensor, rows: Tensor) -> nn.Parameter:

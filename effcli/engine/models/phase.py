@@ -131,6 +131,14 @@ class Phase(GPT):
         about = sum(one.forward_flops(batch, time) for one in self.concepts)
         return float(batch * (time * per_token + mixing) + about)
 
+    def step_flops(self) -> float:
+        """Products of one more token of a long text, head included."""
+        s = self.settings
+        mixers = [one for one in self.trunk.modules() if isinstance(one, PhaseMixer)]
+        mixing = sum(one.map_flops() + one.step_flops() for one in mixers)
+        about = sum(one.forward_flops(1, 1) for one in self.concepts)
+        return mixing + about + s.layers * self._mlp_flops() + 2.0 * s.width * len(self.head)
+
     def role(self, name: str, parameter: Tensor) -> str:
         """The small maps that steer memories and phases are Adam's."""
         steers = (".decay.", ".strength.", ".narrow.", ".widen.")

@@ -1,5 +1,6 @@
 """What the parts of a trained phase model do on text: numbers, and what is drawn of them."""
 
+import copy
 import math
 import unicodedata
 from collections import Counter
@@ -16,10 +17,12 @@ from effcli.engine.data.tokenizers import SEPARATOR, Tokenizer
 from effcli.engine.models.interference import retrieval
 from effcli.engine.models.mixers import Interference, PhaseMixer
 from effcli.engine.models.phase import Phase
+from effcli.engine.objectives.cross_entropy import head_loss
 from effcli.engine.phase.coherence import mean_coherence
 from effcli.engine.phase.concepts import strongest
 from effcli.engine.phase.listening import Heard
-from effcli.engine.phase.looking import hear
+from effcli.engine.phase.looking import hear, state_floats
+from effcli.engine.phase.widths import nested
 
 KINDS = ("lowercase", "uppercase", "digits", "punctuation", "whitespace", "other")
 MOST_TOKENS = 1500  # of a portrait
@@ -189,6 +192,22 @@ def concepts(
         names = [label(tokenizer, token) for token in top[:MOST_OF_A_CODE]]
         if names:
             found.append({"code": code, "share": usage[code].item(), "tokens": names})
+    return found
+
+
+@torch.no_grad()
+def widths(model: Phase, tokens: Int[Tensor, "batch time"]) -> list[dict[str, Any]]:
+    """What a model is that is cut to a quarter, half, three quarters and all of its phases.
+
+    Phases of each head, nats per token, numbers kept of a text, products of a written token.
+    """
+    found = []
+    for pairs in dict.fromkeys(nested(model.pairs)):
+        cut = copy.deepcopy(model).eval()
+        cut.keep(pairs)
+        loss, _ = head_loss(cut, cut.features(tokens[:, :-1]), tokens[:, 1:])
+        kept = {"pairs": pairs, "loss": loss.item(), "state_floats": state_floats(cut)}
+        found.append({**kept, "flops": cut.step_flops()})
     return found
 
 
