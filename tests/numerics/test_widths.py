@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from effcli.engine.measure.causality import require_causal
 from effcli.engine.models.phase import Phase
+from effcli.engine.phase.looking import state_floats
 from effcli.engine.phase.widths import GRAIN, LEVELS, PRIOR, WINDOW, Widths, nested
 from effcli.settings.baseline import BaselineSettings
 from effcli.settings.layers import resolve
@@ -110,6 +111,13 @@ def test_a_cut_model_computes_what_the_whole_one_does_at_that_width(shape: str, 
         cut.logits(cut.features(tokens[:, :1], cache))
     masked = 2 * (32 + 2 * 4 * kept) if shape == "attention" else 0  # what left the window
     assert 3 * (cut.step_flops() - padding + masked) == counter.get_total_flops()
+
+
+def test_what_training_keeps_besides_is_not_counted() -> None:
+    model = _model()
+    kept = state_floats(model)
+    assert state_floats(model.train()) == kept
+    assert model.training
 
 
 def test_what_is_remembered_and_done_follows_the_width() -> None:

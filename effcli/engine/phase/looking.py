@@ -85,11 +85,14 @@ def imaginary_share(x: Tensor) -> float:
 
 @torch.no_grad()
 def state_floats(model: Phase) -> int:
-    """Numbers that are kept of one text, however long it is."""
+    """Numbers that are kept of one text that is written, however long it is."""
+    was_training = model.training
+    model.eval()
     windows = [one.window for one in model.trunk.modules() if isinstance(one, PhaseAttention)]
     cache, length = model.new_cache(1), max(windows, default=1)
     tokens = torch.zeros(1, length, dtype=torch.long, device=model.head.device)
     model.trunk.forward(tokens, cache)
+    model.train(was_training)
     return cache.floats
 
 
