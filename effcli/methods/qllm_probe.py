@@ -62,7 +62,8 @@ def _model(arm: str, settings: ProbeSettings, vocab: int, seed: int) -> GPT:
     shape |= {"pair_rows": 0, "value_tables": False, "context": BEYOND * settings.length + 1}
     if arm == "gpt":
         return GPT(GPTSettings(**shape), vocab, seed)
-    return Phase(PhaseSettings(**shape, phase=arm, tracker=arm == "data"), vocab, seed)
+    shape |= {"score": settings.score, "tracker": arm == "data"}
+    return Phase(PhaseSettings(**shape, phase=arm), vocab, seed)
 
 
 def _train(

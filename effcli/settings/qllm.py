@@ -237,6 +237,9 @@ class ProbeSettings(Settings):
     """Number of blocks."""
     width: Annotated[Count, Field(multiple_of=4, le=1024)] = 32
     """Size of the residual stream, of two heads."""
+    score: Literal["real", "complex"] = "complex"
+    """Of phase models. A head's reading is normalized, so of what was written at the start alone
+    the real part leaves a sign: enough for parity, and for no third answer."""
     lr: Annotated[float, Field(gt=0, le=10)] = 3e-3
     """Peak learning rate."""
     scalar_rate: Annotated[float, Field(gt=0, le=10)] = 0.2

@@ -17,7 +17,8 @@ from effcli.engine.phase.widths import Widths
 from effcli.settings.model import GPTSettings
 from effcli.settings.phase import RANK, PhaseSettings
 
-START_TURNS, START_TRACKER = 0.16, 0.3  # how far the text turns phases at first
+START_TURNS = 0.16  # how far the text turns phases at first
+START_TRACKER = 1.0  # all around the circle, so that some pairs are near to what is asked
 
 
 class Positions(NamedTuple):
