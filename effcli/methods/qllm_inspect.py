@@ -14,6 +14,7 @@ from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
 from effcli.engine.models.phase import Phase
 from effcli.engine.phase import inspecting
+from effcli.engine.phase.gradients import gradient_shares
 from effcli.engine.phase.looking import facts, hear
 from effcli.engine.phase.page import write_inspection
 from effcli.engine.runs.rundir import RunDir
@@ -57,6 +58,7 @@ def inspect(settings: InspectSettings, warn: Callable[[str], None]) -> dict[str,
         },
         "phase": facts(model, heard),
         "portrait": portrait.told(),
+        "gradients": gradient_shares(model, windows),
         "memories": inspecting.memories(model, heard),
         "widths": inspecting.widths(model, windows),
         "rotations": inspecting.rotations(model, heard),

@@ -18,6 +18,9 @@ def inspect_table(document: Mapping[str, Any]) -> Table:
     rows += rows_of_some({"phase": document["phase"]})
     coherence = document["portrait"]["coherence"]
     rows.append(("tokens alike", ", ".join(f"{n} {value:.3f}" for n, value in coherence.items())))
+    pulls = document["gradients"].items()
+    told = (f"{name} {row['share']:.2f} (cosine {row['cosine']:+.2f})" for name, row in pulls)
+    rows.append(("pull of energies", ", ".join(told)))
     for row in document["memories"]:
         span = f"half-life {row['p50']:.1f} tokens, {row['p5']:.1f} to {row['p95']:.1f}"
         rows.append((f"layer {row['layer']}", span))

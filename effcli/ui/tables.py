@@ -97,12 +97,8 @@ def report_table(report: Mapping[str, Any]) -> Table:
         )
     )
     joules = energy["joules"]
-    rows.append(
-        (
-            "energy",
-            f"{count(joules)}J, {energy['source']}" if joules is not None else energy["source"],
-        )
-    )
+    told = energy["source"] if joules is None else f"{count(joules)}J, {energy['source']}"
+    rows.append(("energy", told))
     rows.append(("memory", size(report["peak_memory_bytes"])))
     if report["cost"] is not None:
         rows.append(("cost", f"{report['cost']:.4f}"))

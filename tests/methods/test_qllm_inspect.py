@@ -11,6 +11,7 @@ from pathlib import Path
 import conftest
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -19,6 +20,8 @@ from effcli.engine.models.interference import Told, interfere, retrieval
 from effcli.engine.models.mixers import Interference
 from effcli.engine.models.phase import Phase
 from effcli.engine.phase import inspecting
+from effcli.engine.phase.gradients import gradient_shares
+from effcli.engine.phase.listening import energies, listening
 from effcli.engine.phase.looking import hear, state_floats
 from effcli.engine.runs import checkpoint
 from effcli.errors import InputError
@@ -185,7 +188,7 @@ def test_the_document_and_the_page(eff: Eff, run: Path) -> None:
     assert code == 0, err
     assert set(document) == {
         *("schema", "command", "run", "page", "measured", "phase", "portrait", "memories"),
-        *("widths", "rotations", "text", "interference", "concepts"),
+        *("gradients", "widths", "rotations", "text", "interference", "concepts"),
     }
     assert [row["pairs"] for row in document["widths"]] == [2, 4, 6, 8]
     for less, more in pairwise(document["widths"]):
@@ -228,10 +231,10 @@ def test_hostile_tokens_are_text_on_the_page(
 def test_without_its_corpus_a_model_is_measured_on_the_text(
     eff: Eff, run: Path, monkeypatch: pytest.MonkeyPatch, text: str, windows: int, tokens: int
 ) -> None:
-    def gone(_: str) -> Path:
+    def gone(*_: object) -> Path:
         raise InputError("there is no corpus")
 
-    monkeypatch.setattr(qllm_inspect, "locate", gone)
+    monkeypatch.setattr(qllm_inspect, "read_as", gone)
     code, _, err = eff("qllm", "inspect", run, "--out", "page.html")
     assert code == 2
     assert "not there any more" in err
@@ -269,6 +272,31 @@ def test_bad_input_is_one_line(eff: Eff, run: Path, arguments: list[str], messag
     assert message.lower() in lines[0].lower()
     assert len(lines) <= 2
     assert Path("mine.txt").read_text() == "dear diary"
+
+
+def _gradients(weights: list[Tensor]) -> Tensor:
+    return torch.cat(
+        [(torch.zeros_like(w) if w.grad is None else w.grad).flatten() for w in weights]
+    )
+
+
+def test_the_pull_of_energies_is_that_of_their_gradients() -> None:
+    model, tokens = _model(concepts=8), torch.randint(257, (3, 20))
+    found = gradient_shares(model, tokens)
+    assert set(found) == {"local", "entanglement", "interference", "concepts"}
+    assert all(one.grad is None for one in model.parameters())
+    weights = list(model.trunk.blocks.parameters())
+    with listening(model) as heard:
+        logits = model(tokens[:, :-1])
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    (loss + 0 * energies(heard)["local"]).backward(retain_graph=True)
+    own = _gradients(weights)
+    model.zero_grad(set_to_none=True)
+    energies(heard)["local"].backward()
+    pull = _gradients(weights)
+    torch.testing.assert_close(found["local"]["share"], float(pull.norm() / own.norm()))
+    cosine = float(F.cosine_similarity(pull, own, dim=0))
+    torch.testing.assert_close(found["local"]["cosine"], cosine, rtol=0, atol=1e-5)
 
 
 def test_a_gpt_has_no_phases(eff: Eff, corpus_folder: Path) -> None:
