@@ -10,6 +10,7 @@ from effcli.engine.advice import resuming
 from effcli.engine.data.mixed import opened
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.device import Device
+from effcli.engine.models.phase import Phase
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.quant import packed
 from effcli.engine.quant.bitlinear import bit_layers, linear_layers, quantize
@@ -43,6 +44,9 @@ def chosen(settings: PackSettings, name: str) -> Chosen:
     if path.exists() and (settings.out is not None or name == FILE):
         raise InputError(f"{path} exists", "name another file with --out")
     model, tokenizer = open_trained(settings.run, Device(CPU))
+    if isinstance(model, Phase):
+        hint = "name a run of eff baseline or eff distill"
+        raise InputError("a phase model fits neither into packed files nor into GGUF", hint)
     _require_low(settings, model)
     is_trained = bool(bit_layers(model)) and settings.bits is None and _trained_low(settings.run)
     if settings.bits is not None:

@@ -25,16 +25,16 @@ def plan_training(resolved: Resolved[Any]) -> dict[str, Any]:
     settings = resolved.settings
     require(settings.track)
     corpus = text_of(settings)
-    device = Device(settings.device)
+    device, asked = Device(settings.device), settings.for_text(corpus.train.tokens)
     # What would stop the run at its beginning stops its plan.
     require_memory(settings.model, corpus.tokenizer.vocab_size, device)
     token_bytes = corpus.tokenizer.token_bytes
     HeldOut.of(corpus.val, token_bytes, settings.model.context, settings.evaluation.tokens)
     with torch.device("meta"):
         model = build_model(settings.model, corpus.tokenizer.vocab_size, settings.seed)
-        parts = assemble(settings, model, corpus.train, device)
+        parts = assemble(asked, model, corpus.train, device)
     peak = peak_flops(device, keep=False)
-    ahead = forecast(settings, parts, corpus.train.tokens, peak)
+    ahead = forecast(asked, parts, corpus.train.tokens, peak)
     return {
         "schema": 1,
         "command": "dry-run",

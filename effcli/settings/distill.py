@@ -187,8 +187,11 @@ class DistillSettings(TrainSettings):
             raise InputError(f"there is no run in {first}", hint)
         known = read_toml(first / CONFIG)
         try:
+            if known["model"]["name"] == "phase":
+                hint = "begin anew with --student and a preset"
+                raise InputError("no student of few bits begins as a phase model", hint)
             return "the teacher", cls.like(known)
-        except (KeyError, AttributeError):
+        except (KeyError, TypeError, AttributeError):
             raise InputError(f"{first / CONFIG} does not describe a run") from None
 
     @classmethod

@@ -8,6 +8,7 @@ from effcli.settings.base import Count, Flag
 from effcli.settings.model import GPTSettings
 
 _PHASES = "Phases"
+_NUMBERS, _ALGEBRAS = ("real", "complex"), ("pair", "complex")
 TAPS = 4
 """Positions that the short convolution of queries and keys sees."""
 RANK = 16
@@ -29,14 +30,17 @@ class PhaseSettings(GPTSettings):
     """What turns keys and queries: the text, the position alone (Su et al. 2021), or nothing."""
     hybrid: Annotated[int, Field(ge=0), Flag(panel=_PHASES, metavar="N")] = 0
     """Every N-th layer is softmax attention to the last `window` positions; 0 has none."""
-    window: Count = 256
+    window: Annotated[Count, Flag(panel=_PHASES, metavar="N")] = 256
     """Positions that a layer of attention sees."""
     states: Annotated[int, Field(ge=1, le=3), Flag(panel=_PHASES, metavar="1|2|3")] = 1
     """Memories of each head, which forget at different rates."""
     write: Annotated[Literal["add", "delta"], Flag(panel=_PHASES, choices=("add", "delta"))] = "add"
     """`delta` takes back what the memory says of a key before it writes (Yang et al. 2024)."""
-    score: Literal["real", "complex"] = "real"
+    score: Annotated[Literal["real", "complex"], Flag(panel=_PHASES, choices=_NUMBERS)] = "real"
     """Weigh values by the real part of the interference, or multiply phasors by all of it."""
+    algebra: Annotated[Literal["pair", "complex"], Flag(panel=_PHASES, choices=_ALGEBRAS)] = "pair"
+    """`complex`: all maps of the blocks are complex-linear, and the MLP commutes with a global
+    phase. It is wider, by the weights that this spares."""
     phase_dim: Annotated[Literal["full", "auto"], Flag(panel=_PHASES, choices=("full", "auto"))] = (
         "full"
     )
@@ -48,7 +52,7 @@ class PhaseSettings(GPTSettings):
     """Tokens begin with a bias to the concept of their cluster; of bytes it means nothing."""
     languages: Annotated[int, Field(ge=0, le=256)] = 0
     """Whose marks are the last ids, two of each; each has an angle for each pair of channels."""
-    tracker: bool = False
+    tracker: Annotated[bool, Flag(panel=_PHASES)] = False
     """The first head of each layer turns and forgets as counting needs it."""
     chunk: Count = 64
     """Positions that are computed at once in training; changes speed, not what is computed."""
@@ -67,6 +71,8 @@ class PhaseSettings(GPTSettings):
             raise ValueError("with hybrid=1 no layer has a memory to set")
         if self.prior and not self.concepts:
             raise ValueError("prior has no effect without concepts")
+        if self.algebra == "complex" and self.bias:
+            raise ValueError("algebra=complex has no bias, which would have a phase of its own")
         if self.phase_dim == "auto" and self.pairs == 1:
             raise ValueError("phase_dim=auto needs at least two pairs of channels per head")
         return self
@@ -80,6 +86,10 @@ class PhaseSettings(GPTSettings):
     def hidden(self) -> int:
         """Channels of the MLP: a block has as many weights as a GPT's of the same width."""
         products = 3 if self.activation == "swiglu" else 2
-        own = self.width + self.heads * (self.states + 1) + 2 * TAPS
+        own = self.heads * (self.states + 1) + 2 * TAPS
         own += RANK + RANK // 2 if self.phase == "data" else 0
-        return max(8, round((super().hidden - own / products) / 8) * 8)
+        # A complex map has half the weights, its MLP two numbers for each unit of two channels.
+        share, least = (1.0, 8) if self.algebra == "pair" else (0.5, 16)
+        left = products * super().hidden + (4 - 5 * share) * self.width - own
+        each = products * share + (0.0 if self.algebra == "pair" else 1 / self.width)
+        return max(least, round(left / each / least) * least)

@@ -35,6 +35,8 @@ OF_ONE = {
     "chunks": ("phase", ["model.chunk=8", "model.states=3"]),
     "delta": ("phase", ["model.chunk=10", "model.write=delta"]),
     "complex": ("phase", ["model.chunk=8", "model.score=complex", "model.phase=rope"]),
+    "algebra": ("phase", ["model.chunk=8", "model.algebra=complex"]),
+    "modulus": ("phase", ["model.algebra=complex", "model.activation=swiglu", "model.hybrid=2"]),
     "still": ("phase", ["model.phase=none"]),
     "tracker": ("phase", ["model.tracker=true"]),
     "languages": ("phase", ["model.languages=3", "model.concepts=9", "model.prior=true"]),

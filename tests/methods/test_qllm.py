@@ -102,7 +102,11 @@ def test_no_model_is_a_line_that_says_how_to_get_one(
         (["--curriculum", "seed"], "curriculum has no effect"),
         (["--phase-init", "golden", "--arch", "gpt"], "phase_init has no effect"),
         (["--states", "2", "--write", "delta"], "delta keeps one state"),
-        (["--set", "model.window=9"], "window has no effect"),
+        (["--window", "9"], "window has no effect"),
+        (["--tracker", "--phase", "rope"], "tracker has no effect"),
+        (["--score", "complex", "--hybrid", "1"], "no layer has a memory"),
+        (["--algebra", "complex", "--set", "model.bias=true"], "has no bias"),
+        (["--algebra", "real"], "model.algebra"),
         (["--set", "model.heads=32"], "even number of channels"),
         (["--phase", "wave"], "model.phase"),
         (["--states", "4"], "model.states"),
@@ -125,6 +129,7 @@ OPTIONS = {
     "seed": {"energies": "on", "curriculum": "seed", "phase_init": "semantic", "model.hybrid": "2"},
     "widths": {"model.phase_dim": "auto", "energies": "on", "curriculum": "off"},
     "delta": {"model.write": "delta", "model.tracker": "true", "phase_init": "frequency"},
+    "algebra": {"model.algebra": "complex", "model.score": "complex"},
 }
 
 
@@ -316,3 +321,14 @@ def test_where_a_run_has_grown_is_seen(eff: Eff, corpus_folder: Path, place: Pat
     assert page.count("<!--  32 × 2 -->") == 3  # losses over tokens, FLOPs and seconds
     grown = json.loads((place / "run" / "report.json").read_text("utf8"))["growth"]
     assert [one["held_out"] is None for one in grown] == [True, False]
+
+
+def test_a_phase_model_has_no_few_bits(
+    eff: Eff, asked: Asked, corpus_folder: Path, place: Path
+) -> None:
+    qllm.run(asked("model.algebra=complex", out=place / "a", steps=1))
+    for command in (["distill", "pack"], ["export", "--to", "packed"]):
+        _line(eff(*command, str(place / "a")), "fits neither into packed files")
+    distill = ["distill", "--teacher", str(place / "a"), "--data", str(corpus_folder)]
+    _line(eff(*distill), "begins as a phase model")
+    assert eff(*distill, "--student", "nano", "--dry-run")[0] == 0  # its voice is heard

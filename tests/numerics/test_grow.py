@@ -45,6 +45,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "delta": {"phase": "none", "write": "delta"},
     "hybrid": {"phase": "data", "hybrid": 2, "window": 5},
     "concepts": {"phase": "data", "concepts": 16},
+    "complex": {"phase": "data", "algebra": "complex", "pair_rows": 32},
+    "gated": {"phase": "rope", "algebra": "complex", "activation": "swiglu", "concepts": 8},
     "layered": {"phase": "data", "norm": "layer", "embedding_norm": False, "concepts": 8},
 }
 SMALL, WIDE, DEEP = (32, 2, 2), (48, 3, 2), (32, 2, 4)
@@ -131,7 +133,7 @@ def test_all_that_is_new_is_trained_within_two_steps(kind: str) -> None:
 @pytest.mark.parametrize(
     "optim", [AdamWSettings(), MuonSettings(), SGDSettings()], ids=["adamw", "muon", "sgd"]
 )
-@pytest.mark.parametrize("kind", ["modern", "swiglu", "hybrid"])
+@pytest.mark.parametrize("kind", ["modern", "swiglu", "hybrid", "complex"])
 def test_moments_are_those_of_the_grown_weights(kind: str, optim: OptimizerSettings) -> None:
     """What is remembered is what the grown model would remember of the old weights.
 
@@ -214,6 +216,16 @@ def test_what_cannot_be_exact_is_refused(changes: dict[str, Any], message: str) 
         Growth(small, large, VOCAB)
     deeper = _settings("modern", DEEP).model_copy(update=changes)
     Growth(small, deeper, VOCAB)  # depth alone is exact
+
+
+def test_complex_maps_behind_a_layer_norm_grow_in_depth_alone() -> None:
+    changes = {"norm": "layer", "embedding_norm": False}
+    small, large, deeper = (
+        _settings("complex", size).model_copy(update=changes) for size in (SMALL, WIDE, DEEP)
+    )
+    with pytest.raises(InputError, match="write no mean"):
+        Growth(small, large, VOCAB)
+    Growth(small, deeper, VOCAB)
 
 
 def test_blocks_become_ones_of_their_kind() -> None:

@@ -213,10 +213,11 @@ class _NoComplex(TorchDispatchMode):
         return out
 
 
-def test_both_halves_of_phasors_learn_in_bfloat16() -> None:
+@pytest.mark.parametrize("algebra", ["pair", "complex"])
+def test_both_halves_of_phasors_learn_in_bfloat16(algebra: str) -> None:
     gradients: dict[str, list[Tensor]] = {}
     for precision in ("float32", "bfloat16"):
-        model = _model(spread=0.1)
+        model = _model(f"model.algebra={algebra}", spread=0.1)
         Device(DeviceSettings(name="cpu", precision=precision)).adopt(model)
         with _NoComplex():
             model(torch.randint(77, (4, 64), generator=torch.Generator().manual_seed(0)))[
@@ -225,7 +226,9 @@ def test_both_halves_of_phasors_learn_in_bfloat16() -> None:
         for name in ("query", "key", "phases.widen"):
             weight = model.trunk.get_submodule(f"blocks.0.attention.{name}").weight.grad
             assert weight is not None
-            halves = weight.view(4, -1, weight.shape[1]).chunk(2, 1)
+            is_complex = algebra == "complex" and name != "phases.widen"
+            rows = weight if is_complex else weight.view(4, -1, weight.shape[1])
+            halves = rows.chunk(2, 1)
             for half, part in zip(("re", "im"), halves, strict=True):
                 gradients.setdefault(f"{name} {half}", []).append(part.flatten())
     for name, (exact, rough) in gradients.items():
@@ -233,8 +236,10 @@ def test_both_halves_of_phasors_learn_in_bfloat16() -> None:
         assert 0.9 < rough.norm() / exact.norm() < 1.1, name
 
 
-@pytest.mark.parametrize("preset", ["nano", "tiny", "small", "base"])
-@pytest.mark.parametrize("extra", [[], ["states=3"], ["phase=none"], ["hybrid=2"]])
+@pytest.mark.parametrize("preset", ["nano", "tiny", "small", "base", "seed"])
+@pytest.mark.parametrize(
+    "extra", [[], ["states=3"], ["phase=none"], ["hybrid=2"], ["algebra=complex"]]
+)
 def test_there_are_as_many_weights_as_in_a_gpt(preset: str, extra: list[str]) -> None:
     sizes = []
     for name, own in (("gpt", []), ("phase", [f"model.{one}" for one in extra])):

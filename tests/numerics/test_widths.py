@@ -26,6 +26,7 @@ SHAPES = {
     "delta": ["write=delta", "chunk=10"],
     "complex": ["score=complex", "phase=rope"],
     "attention": ["hybrid=2", "window=5"],
+    "algebra": ["algebra=complex"],
     "bias": ["bias=true", "phase=none"],
 }
 

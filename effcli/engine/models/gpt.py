@@ -105,10 +105,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention or what stands for it, then the MLP, each added to the residual stream."""
 
-    def __init__(self, s: GPTSettings, attention: nn.Module) -> None:
+    def __init__(self, s: GPTSettings, attention: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
         self.norm1, self.attention = _norm(s), attention
-        self.norm2, self.mlp = _norm(s), MLP(s)
+        self.norm2, self.mlp = _norm(s), mlp
         self.shift1, self.shift2 = Shift(s.width, s.shift), Shift(s.width, s.shift)
         self.drop = nn.Dropout(s.dropout)
 
@@ -153,7 +153,7 @@ class Trunk(nn.Module):
     def block(self, s: GPTSettings, layer: int) -> Block:
         """One of the blocks."""
         del layer  # all are alike
-        return Block(s, Attention(s))
+        return Block(s, Attention(s), MLP(s))
 
     def told(self, tokens: Int[Tensor, "batch time"], start: int, cache: Cache | None) -> Any:
         """What every mixer is told about the positions of these tokens."""

@@ -66,9 +66,9 @@ class Growth:
         self.large = large
         self._width, self._old, self._new = small.width, small, large
         self._scale = math.sqrt(large.width / small.width)
-        half, rest = small.width // 2, small.width - small.width // 2
-        begin = large.width // 2  # each half grows, so that [re | im] stay pairs
-        self._stream = torch.cat((torch.arange(half), begin + torch.arange(rest)))
+        self._stream = _halves(small.width, large.width)
+        self._units = _halves(small.hidden, large.hidden)
+        self._is_complex = isinstance(large, PhaseSettings) and large.algebra == "complex"
         is_new = torch.ones(large.width, dtype=torch.bool)
         is_new[self._stream] = False
         self._beyond = is_new.nonzero().flatten()
@@ -137,6 +137,10 @@ class Growth:
         gains = self._new.norm == "layer"  # which make up for the width in the place of readers
         if owner in _TABLES:
             return _Place(scale, 1, self._stream, is_alone=True, is_written=True)
+        if owner in _WRITE and self._is_complex and "concepts" not in name:
+            # Rows are complex channels, new ones behind the old; columns are [re | im].
+            index = self._stream if owner == "output" else self._units
+            return _Place(scale, 1, index, is_alone=True)
         if owner in _WRITE:
             return _Place(scale, 0, self._stream, is_alone=True, is_written=True)
         if owner in _NORMS:
@@ -168,6 +172,12 @@ def grown(model: GPT, settings: GPTSettings, seed: int) -> GPT:
     return Growth(model.settings, settings, model.vocab_size).grow(model, seed)
 
 
+def _halves(small: int, large: int) -> Tensor:
+    """Where channels go if each half of them grows, so that [re | im] stay pairs."""
+    half, rest = small // 2, small - small // 2
+    return torch.cat((torch.arange(half), large // 2 + torch.arange(rest)))
+
+
 def _owner(name: str) -> str:
     """The module that has a tensor, by its own name; that of the list where it is in a list."""
     *_, before, last, _ = ["", "", *name.split(".")]
@@ -193,6 +203,9 @@ def _require(small: GPTSettings, large: GPTSettings) -> None:
     if large.embedding_norm and large.norm == "layer":
         hint = "use model.embedding_norm=false or model.norm=rms"
         raise InputError("a normed embedding cannot be widened before a LayerNorm", hint)
+    if isinstance(large, PhaseSettings) and large.algebra == "complex" and large.norm == "layer":
+        hint = "use model.norm=rms, or grow in depth alone"
+        raise InputError("complex maps write no mean: none are widened behind a LayerNorm", hint)
 
 
 Kinds = Sequence[tuple[type, type]]

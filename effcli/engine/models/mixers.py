@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from effcli.engine.models.algebra import maps
 from effcli.engine.models.interference import (
     SMALLEST,
     Told,
@@ -83,12 +84,14 @@ class PhaseMixer(nn.Module, ABC):
     def __init__(self, s: PhaseSettings) -> None:
         super().__init__()
         self.heads, self.channels = s.heads, s.width // s.heads
-        self.query = Linear(s.width, s.width, bias=s.bias)
-        self.key = Linear(s.width, s.width, bias=s.bias)
-        self.value = Linear(s.width, s.width, bias=s.bias)
-        self.gate = Linear(s.width, s.width, bias=s.bias)
-        self.output = Linear(s.width, s.width, bias=s.bias)
+        to_heads, from_heads = maps(s)
+        self.query = to_heads(s.width, s.width)
+        self.key = to_heads(s.width, s.width)
+        self.value = to_heads(s.width, s.width)
+        self.gate = to_heads(s.width, s.width)
+        self.output = from_heads(s.width, s.width)
         self.phases = Phases(s)
+        self.keys = s.width  # channels of the keys of all heads
 
     def forward(
         self,
@@ -136,19 +139,18 @@ class PhaseMixer(nn.Module, ABC):
 
     def keep(self, pairs: int) -> Tensor:
         """Cut keys and queries to the first pairs of each head; returns their channels."""
-        rows = torch.arange(self.heads * self.channels).view(self.heads, 2, -1)
-        rows = rows[:, :, :pairs].flatten()
         for one in (self.query, self.key):
-            one.weight = cut(one.weight, rows)
-            if one.bias is not None:
-                one.bias = cut(one.bias, rows)
+            for name, own in [*one.named_parameters()]:  # complex maps have a row for each pair
+                setattr(one, name, cut(own, self._first(len(own), pairs)))
         self.phases.keep(pairs)
+        rows = self._first(self.heads * self.channels, pairs)
+        self.keys = len(rows)
         return rows
 
-    @property
-    def keys(self) -> int:
-        """Channels of the keys of all heads."""
-        return len(self.key.weight)
+    def _first(self, count: int, pairs: int) -> Tensor:
+        """Of so many rows, shared out to heads by pairs, those of the first pairs."""
+        rows = torch.arange(count).view(self.heads, -1, self.channels // 2)
+        return rows[:, :, :pairs].flatten()
 
     def flops(self, time: int, *, dense: bool) -> float:
         """Products for one sequence, those of the maps included."""

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from effcli.engine.models.gpt import GPT, Block, Trunk
+from effcli.engine.models.algebra import ComplexMLP
+from effcli.engine.models.gpt import GPT, MLP, Block, Trunk
 from effcli.engine.models.layers import Cache, generators
 from effcli.engine.models.mixers import Interference, PhaseAttention, PhaseMixer, Phases
 from effcli.engine.phase.coherence import phasors, rotate
@@ -44,8 +45,10 @@ class PhaseBlock(Block):
 class ConceptBlock(PhaseBlock):
     """A block that then says what each position is about, in what all languages share."""
 
-    def __init__(self, s: PhaseSettings, attention: nn.Module, vocab_size: int) -> None:
-        super().__init__(s, attention)
+    def __init__(
+        self, s: PhaseSettings, attention: nn.Module, mlp: nn.Module, vocab_size: int
+    ) -> None:
+        super().__init__(s, attention, mlp)
         self.concepts = Concepts(s.width, s.concepts, vocab_size=vocab_size if s.prior else 0)
 
     def forward(
@@ -95,10 +98,10 @@ class PhaseTrunk(Trunk):
     def block(self, s: GPTSettings, layer: int) -> Block:
         """A block; the one at a third of the depth has the concepts, if there are any."""
         assert isinstance(s, PhaseSettings)
-        mixer = self.mixer(s, layer)
+        mixer, mlp = self.mixer(s, layer), ComplexMLP(s) if s.algebra == "complex" else MLP(s)
         if not s.concepts or layer != third(s.layers):
-            return PhaseBlock(s, mixer)
-        return ConceptBlock(s, mixer, self.vocab_size)
+            return PhaseBlock(s, mixer, mlp)
+        return ConceptBlock(s, mixer, mlp, self.vocab_size)
 
     def mixer(self, s: GPTSettings, layer: int) -> nn.Module:
         """A memory, or at every `hybrid`-th layer attention."""
@@ -206,6 +209,8 @@ class Phase(GPT):
                 module.strength.weight.zero_()
                 wanted = (math.log(2) / module.half_lives).expm1().log()
                 module.decay.bias.copy_(wanted.flatten())
+            elif isinstance(module, ComplexMLP):
+                module.initialize()
             elif isinstance(module, Concepts):
                 module.initialize(seed)
             elif isinstance(module, LanguagePhases):

@@ -12,6 +12,7 @@ from effcli.catalog import MODELS
 from effcli.engine.data.tokenizers import Tokenizer, describe
 from effcli.engine.device import Device
 from effcli.engine.measure.causality import require_causal
+from effcli.engine.models.algebra import ComplexLinear
 from effcli.engine.models.layers import Linear
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.quant.bitlinear import set_blend
@@ -43,7 +44,7 @@ def new_model(settings: PartSettings, vocab_size: int, seed: int, device: Device
 def settle(model: LanguageModel) -> None:
     """Cast weights once to the type that they are used in: only for a model that is not trained."""
     for module in model.modules():
-        if isinstance(module, Linear):
+        if isinstance(module, Linear | ComplexLinear):
             module.settle(model.dtype)
     model.settled_head = model.head[: model.vocab_size].to(model.dtype)
 

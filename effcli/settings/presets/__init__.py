@@ -6,7 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 RECIPES = ("modern", "textbook")
-PRESETS = ("nano", "tiny", "small", "base", "gpt2", "gpt2-medium")
+PRESETS = ("nano", "tiny", "small", "base", "seed", "gpt2", "gpt2-medium")
 
 
 @cache
