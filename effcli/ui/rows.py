@@ -10,7 +10,10 @@ Rows = list[tuple[str, str]]
 
 def rows_of_some(report: Mapping[str, Any]) -> Rows:
     """What not every run has."""
-    rows = _text_rows(report.get("text")) + _selection_rows(report.get("selection"))
+    mix = report.get("mix") or {}
+    shares = ", ".join(f"{name} {share:.4g}" for name, share in mix.items())
+    rows = [("mix", shares)] if mix else []
+    rows += _text_rows(report.get("text")) + _selection_rows(report.get("selection"))
     rows += _student_rows(report.get("student")) + _hybrid_rows(report.get("hybrid"))
     return (
         rows

@@ -74,8 +74,6 @@ def report_table(report: Mapping[str, Any]) -> Table:
         ("steps", f"{report['steps']:,}"),
         ("tokens", f"{count(report['tokens'])} ({count(report['unique_tokens'])} different ones)"),
     ]
-    if mix := report.get("mix"):
-        rows.append(("mix", ", ".join(f"{name} {share:.4g}" for name, share in mix.items())))
     if held_out := report["held_out"]:
         rows.append(("held-out loss", f"{held_out['loss']:.4f} nats per token"))
         rows.append(("perplexity", f"{held_out['perplexity']:.2f} per token"))
