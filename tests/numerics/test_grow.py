@@ -161,7 +161,8 @@ def test_moments_are_those_of_the_grown_weights(kind: str, optim: OptimizerSetti
             is_old = value != 0
             there = states[1][path]
             assert value.shape == there.shape
-            assert torch.allclose(value[is_old], there[is_old], rtol=1e-3, atol=1e-7), path
+            exact = 1e-5 * value.abs().max().item() + 1e-7  # of sums in another order
+            assert torch.allclose(value[is_old], there[is_old], rtol=1e-3, atol=exact), path
         else:
             assert torch.equal(value, states[1][path])
 
