@@ -84,12 +84,9 @@ class PhaseMixer(nn.Module, ABC):
     def __init__(self, s: PhaseSettings) -> None:
         super().__init__()
         self.heads, self.channels = s.heads, s.width // s.heads
-        to_heads, from_heads = maps(s)
-        self.query = to_heads(s.width, s.width)
-        self.key = to_heads(s.width, s.width)
-        self.value = to_heads(s.width, s.width)
-        self.gate = to_heads(s.width, s.width)
-        self.output = from_heads(s.width, s.width)
+        (to_heads, from_heads), square = maps(s), (s.width, s.width)
+        self.query, self.key, self.value = to_heads(*square), to_heads(*square), to_heads(*square)
+        self.gate, self.output = to_heads(*square), from_heads(*square)
         self.phases = Phases(s)
         self.keys = s.width  # channels of the keys of all heads
 
