@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 os.environ["MPLBACKEND"] = "svg"
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.figure import Figure
 
 from effcli.engine.data.corpus import Corpus
 from effcli.engine.data.prepare import prepare
@@ -36,12 +38,36 @@ TINY = [
 ]
 
 
+_draw = Figure.savefig
+
+
+def _leave_blank(_: Figure, stream: TextIO, **__: Any) -> None:
+    """Nothing to see, and as large as a figure."""
+    stream.write(f"<svg>{' ' * 30_000}</svg>")
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Figures are drawn. Elsewhere they are only made: a page's take longer than a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", _draw)
+        yield
+
+
+@pytest.fixture
+def draws() -> Iterator[None]:
+    """For tests of what is in a figure."""
+    with drawing():
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Caches of the tests' own, shared by the whole session."""
+    """Caches of the tests' own, shared by the whole session, and figures that stay blank."""
     torch.set_num_threads(1)
     patch = pytest.MonkeyPatch()
     patch.setenv("EFF_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setattr(Figure, "savefig", _leave_blank)
     yield
     patch.undo()
 

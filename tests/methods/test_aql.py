@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -11,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, drawing
 from exactness import differences, final_state, stopping_after
+from ranks import ranks
 
 from effcli.engine.data.corpus import Corpus
 from effcli.engine.data.grammar import NoisyGrammar
@@ -103,6 +102,7 @@ def test_a_run_reads_its_share_and_says_what_choosing_cost(
     assert _document(eff("verify", "r", "--json"))["kind"] == "run"
 
 
+@pytest.mark.usefixtures("draws")
 def test_a_page_of_a_selective_run_draws_what_was_chosen(eff: Eff, data: Path, place: Path) -> None:
     chosen, plain = ["aql", "--ratio", "0.02"], ["baseline", "--steps", "3"]
     for name, command in (("a", chosen), ("b", plain)):
@@ -154,7 +154,8 @@ def test_without_trusted_text_it_says_that_noise_cannot_be_told(eff: Eff, data: 
 def view(made: Path) -> Path:
     """Three tenths of the pool, in parts of documents and whole ones."""
     settings = SelectSettings(data=str(made / "noisy"), ratio=0.3, out=made / "view", report=True)
-    aql_select.run(settings)
+    with drawing():
+        aql_select.run(settings)
     return made / "view"
 
 
@@ -636,11 +637,8 @@ def test_two_processes_choose_the_same_passages_as_one(
     flags = [part for assignment in [*TINY, *asked] for part in ("--set", assignment)]
     common = ["--data", str(data), "--steps", "16", "--eval-every", "4", "--save-every", "0"]
     trusted = ["--set", f"prep.holdout={made / 'good.jsonl'}"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    two = [*launcher, "--nproc-per-node", "2", "-m", "effcli", "aql"]
-    command = [*two, *flags, *common, *trusted, "--out", str(place / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
+    two = ranks(place, "aql", *flags, *common, *trusted, "--out", place / "two").communicate()
+    assert [end.code for end in two] == [0, 0], two
     shape = {"steps": 16, "eval_every": 4, "out": place / "one"}
     aql.run(_settings(data, *asked, *trusted[1:], **shape))
     states = [final_state(place / name)["batches"] for name in ("one", "two")]

@@ -81,6 +81,7 @@ def test_a_price_makes_a_cost(tiny: Settings) -> None:
     assert report.cost == pytest.approx(report.seconds["total"] * 0.001)
 
 
+@pytest.mark.usefixtures("draws")
 def test_the_page_needs_no_network_and_escapes_what_it_shows(tiny: Settings, place: Path) -> None:
     settings = tiny("evaluation.samples=1", steps=4, eval_every=2, out=place / "<b>r")
     baseline.run(settings)

@@ -1,21 +1,21 @@
 """`eff bench speed`: parts that are kept, ratios that fit, what is refused, no child left."""
 
 import json
+import multiprocessing as mp
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from reliability.harness import command, fork, kill
 from test_baseline import Eff
 from test_bench import _finished
 
-from effcli.engine.bench import preparing, throughput
+from effcli.engine.bench import preparing, throughput, workers
 from effcli.engine.bench.speed import Speed
 from effcli.engine.bench.throughput import Race
 from effcli.engine.bench.work import home
@@ -96,6 +96,14 @@ def _settings(suite: Path | str, **flags: Any) -> BenchSettings:
     return BenchSettings(**{"words": (str(suite),), "tier": "smoke", **flags})
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that have everything imported already; a new one takes seconds for that."""
+    fork = mp.get_context("fork")
+    monkeypatch.setattr(workers.mp, "get_context", lambda _: fork)
+
+
+@pytest.mark.usefixtures("draws", "forked")
 def test_the_smoke_tier_runs_whole_and_measures_nothing_twice(
     place: Path, eff: Eff, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +290,7 @@ def _sleeping() -> tuple[Device, Iterator[None]]:
     return Device(DeviceSettings(name="cpu", threads=1)), steps()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_process_that_fails_says_why_and_one_that_is_gone_is_noticed() -> None:
     with pytest.raises(RuntimeError, match="ValueError: not today"):
         Worker(never, _broken)
@@ -289,6 +298,7 @@ def test_a_process_that_fails_says_why_and_one_that_is_gone_is_noticed() -> None
         Worker(never, _gone)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_signal_ends_a_turn_at_once() -> None:
     asked: list[int] = []
     worker = Worker(lambda: signal.SIGINT if asked else None, _sleeping)
@@ -302,23 +312,23 @@ def test_a_signal_ends_a_turn_at_once() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells processes by /proc")
 def test_killed_it_loses_the_running_shape_at_most_and_leaves_no_process(
-    suite: Path, place: Path, measured: list[str]
+    suite: Path, place: Path, request: pytest.FixtureRequest
 ) -> None:
-    line = [sys.executable, "-m", "effcli", "bench", str(suite), "--tier", "smoke", "--quiet"]
-    process = subprocess.Popen(line, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    line = ["bench", suite, "--tier", "smoke", "--arms", "plain,prepare", "--quiet"]
+    child = fork(command(*line))  # whose workers are new processes, as they always are
     deadline = time.monotonic() + 120
     children: set[int] = set()
     while _finished(place) < 1 or len(children) < 3:
-        assert process.poll() is None
+        assert _is_alive(child)
         assert time.monotonic() < deadline
         time.sleep(0.05)
-        children = _children(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        children = _children(child)
+    assert kill(child)
     while left := {child for child in children if _is_alive(child)}:
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
-    document = bench.run(_settings(suite))
+    measured = request.getfixturevalue("measured")
+    document = bench.run(_settings(suite, arms=("plain", "prepare")))
     assert measured == ["stone", "prepare"]
     assert document["status"] == "complete"
     assert "preset" in document["shapes"]["grain"]  # which the fixture's figures do not have

@@ -70,6 +70,7 @@ def asked(corpus_folder: Path, teacher: Path) -> Callable[..., DistillSettings]:
     return make
 
 
+@pytest.mark.usefixtures("draws")
 def test_a_student_is_a_file_that_was_measured(
     eff: Eff, teacher: Path, corpus_folder: Path, place: Path
 ) -> None:

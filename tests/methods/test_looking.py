@@ -213,6 +213,7 @@ def test_a_report_is_made_again_from_the_folder_alone(eff: Eff, run: Path, place
     assert "<svg" in (run / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("draws")
 def test_runs_are_compared_at_equal_loss(tiny: Settings, eff: Eff, place: Path) -> None:
     folders = []
     for name, steps, lr in (

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,8 +15,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY, Settings
+from ranks import Ranks, ranks
+from torch.distributed import distributed_c10d
 
-from effcli.engine.processes import Processes, ProcessLost
+from effcli.engine.processes import Processes, ProcessLost, join
+from effcli.engine.records import never
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.report import report_of
 from effcli.engine.runs.rundir import RunDir
@@ -89,18 +91,19 @@ def test_one_process_writes_the_folder(pair: Path) -> None:
 def test_a_run_goes_on_with_another_number_of_processes(
     tiny: Settings, place: Path, corpus_folder: Path
 ) -> None:
-    settings = tiny(steps=300, recipe="textbook", out=place / "r")  # which rounding does not shake
+    settings = tiny(steps=150, recipe="textbook", out=place / "r")  # which rounding does not shake
     whole = baseline.run(settings.model_copy(update={"out": place / "whole"}))
-    budget = ["--data", corpus_folder, "--steps", 300, "--eval-every", 0, "--save-every", 0]
+    budget = ["--data", corpus_folder, "--steps", 150, "--eval-every", 0, "--save-every", 0]
     recipe = ["--recipe", "textbook"]
-    process = _torchrun(2, *budget, *recipe, "--out", place / "r")
-    _wait_for_steps(process, place / "r", 5)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    both = ranks(place, "baseline", *SETS, *budget, *recipe, "--out", place / "r")
+    _wait_for_steps(both, place / "r", 5)
+    for pid in both.pids:  # as torchrun does
+        os.kill(pid, signal.SIGTERM)
+    err = "".join(end.err for end in both.communicate())
     assert "is saved in" in err, err
     assert err.count("error: ") + err.count("stopped: ") == 1
     before = _losses(place / "r")
-    assert 5 <= len(before) < 300
+    assert 5 <= len(before) < 150
     report = baseline.run(settings.model_copy(update={"resume": True}))
     assert report.status == "complete"
     assert _losses(place / "r")[: len(before)] == before
@@ -128,18 +131,18 @@ def test_a_process_that_does_not_answer_is_not_waited_for_after_a_signal(
     place: Path, corpus_folder: Path
 ) -> None:
     budget = ["--data", corpus_folder, "--steps", 5000, "--eval-every", 0, "--save-every", 0]
-    process = _torchrun(2, *budget, "--out", place / "r")
-    _wait_for_steps(process, place / "r", 5)
-    first, second = (next(_ranks(process.pid, rank)) for rank in "01")
+    both = ranks(place, "baseline", *SETS, *budget, "--out", place / "r")
+    _wait_for_steps(both, place / "r", 5)
+    first, second = both.pids
     os.kill(second, signal.SIGSTOP)  # its connections stay open
     try:
         os.kill(first, signal.SIGTERM)
         deadline = time.monotonic() + 20  # of which a busy machine needs the most
-        while (alive := Path(f"/proc/{first}/exe").exists()) and time.monotonic() < deadline:
+        while (alive := both.poll() is None) and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
         os.kill(second, signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    err = "".join(end.err for end in both.communicate())
     assert not alive, err
     said = [line for line in err.splitlines() if line.startswith(("error:", "stopped:"))]
     assert len(said) == 1, err
@@ -178,52 +181,31 @@ def test_waiting_for_the_others_ends_with_them_or_soon_after_a_signal() -> None:
         together(Pending(3, "connection closed"), signal.SIGTERM)
 
 
-WAITING = """
-import os, sys, time
-from datetime import timedelta
-from pathlib import Path
-from torch import distributed
-from effcli.engine.processes import ProcessLost, join
-from effcli.engine.records import never
-
-distributed.distributed_c10d.default_pg_timeout = timedelta(seconds=2)
-place, rank = Path(sys.argv[1]), os.environ["RANK"]
-(place / rank).touch()
-while len(list(place.iterdir())) < 2:  # else they would have to meet within that time
-    time.sleep(0.01)
-processes = join("cpu")
-processes.enter(never, 0)
-if processes.is_first:
-    time.sleep(4)
-processes.wait()
-print("patient", flush=True)
-if processes.is_first:
-    os._exit(0)
-try:
-    processes.wait()
-except ProcessLost:
-    print("lost", flush=True)
-os._exit(0)
-"""
-
-
 def test_the_others_wait_for_the_first_as_long_as_it_lives(place: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    where = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WAITING, place],
-            env={**os.environ, **where, "RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    said = [process.communicate(timeout=60) for process in processes]
-    assert [out.split() for out, _ in said] == [["patient"], ["patient", "lost"]], said
+    met = place / "met"
+    met.mkdir()
+
+    def waiting() -> int:
+        distributed_c10d.default_pg_timeout = timedelta(seconds=2)
+        (met / os.environ["RANK"]).touch()
+        while len(list(met.iterdir())) < 2:  # else they would have to meet within that time
+            time.sleep(0.01)
+        processes = join("cpu")
+        processes.enter(never, 0)
+        if processes.is_first:
+            time.sleep(4)
+        processes.wait()
+        print("patient", flush=True)
+        if processes.is_first:
+            os._exit(0)
+        try:
+            processes.wait()
+        except ProcessLost:
+            print("lost", flush=True)
+        os._exit(0)
+
+    said = [end.out.split() for end in Ranks(place, waiting).communicate()]
+    assert said == [["patient"], ["patient", "lost"]]
 
 
 # Sums of two are the same in every order, so that two processes are to the bit what one is.
@@ -272,7 +254,9 @@ def test_a_hybrid_of_two_processes_goes_on_as_if_it_had_not_been_stopped(
     process.communicate(timeout=300)
     assert process.returncode == 0
     process = _torchrun(2, *asked, "--out", place / "cut", command="distill")
-    _wait_for_steps(process, place / "cut", 14)  # in the midst of comparisons
+    _wait_for_steps(
+        lambda: process.poll() is None, place / "cut", 14
+    )  # in the midst of comparisons
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert "is saved in" in err, err
@@ -288,8 +272,8 @@ def test_a_hybrid_of_two_processes_goes_on_as_if_it_had_not_been_stopped(
 
 
 def test_bad_input_is_said_once(place: Path, corpus_folder: Path) -> None:
-    process = _torchrun(2, "--data", "nowhere", "--steps", 3)
-    _, err = process.communicate(timeout=60)
+    both = ranks(place, "baseline", "--data", "nowhere", "--steps", 3)
+    err = "".join(end.err for end in both.communicate())
     assert err.count("error: there is no corpus") == 1
 
 
@@ -324,14 +308,14 @@ def test_more_processes_than_sequences_are_refused() -> None:
         processes.share(5)
 
 
-def _wait_for_steps(process: subprocess.Popen[str], folder: Path, steps: int) -> None:
+def _wait_for_steps(process: subprocess.Popen[str] | Ranks, folder: Path, steps: int) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
         if (folder / "records.jsonl").exists() and len(_losses(folder)) >= steps:
             return
         time.sleep(0.05)
     process.kill()
-    pytest.fail("".join(process.communicate()))
+    pytest.fail(str(process.communicate()))
 
 
 def _ranks(launcher: int, rank: str) -> Iterator[int]:

@@ -45,6 +45,7 @@ def _line(told: tuple[int, str, str], message: str, code: int = 2) -> None:
     assert "Traceback" not in told[2]
 
 
+@pytest.mark.usefixtures("draws")
 def test_a_run_says_what_its_phases_do_and_what_a_gpt_reaches(
     eff: Eff, corpus_folder: Path, monkeypatch: pytest.MonkeyPatch, place: Path
 ) -> None:

@@ -182,6 +182,7 @@ def test_a_portrait_shows_what_differs_most() -> None:
     assert found.coherence["lowercase"] > 0.99 > found.coherence["all"]
 
 
+@pytest.mark.usefixtures("draws")
 def test_the_document_and_the_page(eff: Eff, run: Path) -> None:
     code, out, err = eff("qllm", "inspect", run, "--json")
     document = json.loads(out)
@@ -209,6 +210,7 @@ def test_the_document_and_the_page(eff: Eff, run: Path) -> None:
     assert "<image" not in page  # which its policy would not show
 
 
+@pytest.mark.usefixtures("draws")
 def test_hostile_tokens_are_text_on_the_page(
     eff: Eff, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ def hostile_files(work: Path, n: int, tally: Tally) -> None:
     """Use every hostile file; if `n` is not 0, all but the bombs, which take a while."""
     warm(work)
     cases = {**source_cases(), **run_cases(work)}
+    idle = eff(work, "--version").memory
     for name, (make, codes) in cases.items():
         if n and name.startswith("bomb"):
             continue
@@ -27,8 +28,7 @@ def hostile_files(work: Path, n: int, tally: Tally) -> None:
         shutil.rmtree(case, ignore_errors=True)
         (case / "out").mkdir(parents=True)
         line = make(case)
-        before, idle = _everything(work), eff(work, "--version").memory
-        end = eff(work, *line)
+        before, end = _everything(work), eff(work, *line)
         tally.facts["most bytes of memory"] = max(
             tally.facts.get("most bytes of memory", 0), end.memory - idle
         )

@@ -25,7 +25,7 @@ from effcli.safe import safe
 from effcli.ui.bench import bench_tables
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))  # whose reliability.py is not the folder of that name
 import results  # noqa: E402
 
 METHODS = ("tuned", "modern", "aql", "aql-without-a-curriculum-and-with-a-long-name")
@@ -56,6 +56,7 @@ def _shown(document: dict[str, Any], place: Path) -> Iterator[str]:
     yield _terminal(document)
 
 
+@pytest.mark.usefixtures("draws")
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_document_is_shown_in_every_form(name: str, place: Path) -> None:
     page, *others = _shown(DOCUMENTS[name], place)
@@ -188,6 +189,7 @@ def test_the_verdict_is_one_sentence() -> None:
     assert headline(DOCUMENTS["screen"]).endswith("Partial: stopped before its last cell.")
 
 
+@pytest.mark.usefixtures("draws")
 def test_foreign_text_stays_text(place: Path) -> None:
     document = hostile(bench_document(METHODS, has_failures=True))
     page, full, short, terminal = _shown(document, place)
