@@ -311,6 +311,7 @@ def test_fewer_phases_write_where_that_is_possible(eff: Eff, asked: Asked, place
         _line(written("auto", wrong), "phase_dim")
 
 
+@pytest.mark.usefixtures("draws")
 def test_where_a_run_has_grown_is_seen(eff: Eff, corpus_folder: Path, place: Path) -> None:
     line = ("--data", str(corpus_folder), "--steps", "4", "--out", "run", *SETS)
     code, out, err = eff("qllm", "train", *line, "--grow", "50%@0,100%@50%")
