@@ -33,7 +33,9 @@ class ComplexLinear(nn.Module):
     # The residual stream is [re | im] in two halves of the width, each head [re | im] in two
     # halves of its channels. Heads are cut from complex channels, so a turn of the stream turns
     # every head: cutting the stream itself would put real parts into some heads alone.
-    def __init__(self, inputs: int, outputs: int, *, from_heads: int = 1, to_heads: int = 1):
+    def __init__(
+        self, inputs: int, outputs: int, *, from_heads: int = 1, to_heads: int = 1
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(outputs // 2, inputs))
         self.from_heads, self.to_heads = from_heads, to_heads
