@@ -66,7 +66,7 @@ class SamplingSettings(Settings):
     """How many texts to write."""
     seed: Annotated[int, Field(ge=0, lt=2**63), Flag(panel="Sampling", metavar="N")] = 0
     """Decides every choice."""
-    language: Annotated[Mark | None, Flag(panel="Text", metavar="NAME")] = None
+    language: Mark | None = None
     """Language to write, of a model that was trained with --languages; by default its first."""
 
     @model_validator(mode="after")

@@ -13,7 +13,14 @@ from effcli.registry import suggestion
 from effcli.settings import presets
 from effcli.settings.base import Count, Flag, Settings, part
 from effcli.settings.bench import separated
-from effcli.settings.generate import GenerateSettings, PhaseDim, Prompts, SamplingSettings, is_text
+from effcli.settings.generate import (
+    GenerateSettings,
+    Mark,
+    PhaseDim,
+    Prompts,
+    SamplingSettings,
+    is_text,
+)
 from effcli.settings.growth import Stage, stages_of, steps_of
 from effcli.settings.model import GPTSettings
 from effcli.settings.phase import PhaseSettings
@@ -163,6 +170,8 @@ class WriteSettings(SamplingSettings):
     """Texts to continue, all at once; without one, a new document is begun."""
     run: Annotated[Path | None, Flag(panel="Text", metavar="RUN")] = None
     """Folder of a run; by default the newest of a phase model."""
+    language: Annotated[Mark | None, Flag(panel="Text", metavar="NAME")] = None
+    """Language to write, of a model that was trained with --languages; by default its first."""
     phase_dim: Annotated[
         PhaseDim, Flag(panel="Text", metavar="N|auto|full", choices=("full", "auto"))
     ] = "full"

@@ -406,5 +406,5 @@ def test_a_stop_text_of_long_characters_ends_the_writing() -> None:
 
     writing = Writing()
     for token in "и вот Ответ: да".encode():
-        _extend(writing, token, 256, byte_tokenizer("bytes"), SamplingSettings(stop=("Ответ:",)))
+        _extend(writing, token, {256}, byte_tokenizer("bytes"), SamplingSettings(stop=("Ответ:",)))
     assert writing.text(byte_tokenizer("bytes"), ()) == "и вот Ответ:"

@@ -86,7 +86,7 @@ def test_a_gpt_reads_the_same_marks(eff: Eff, bilingual: Path) -> None:
     found = json.loads(out)["languages"]
     assert set(found["held_out"]) == {"en", "de"}
     assert found["turned"] is found["retrieval"] is None
-    assert eff("generate", "run", "--language", "de", "--max-new-tokens", "5")[0] == 0
+    assert eff("generate", "run", "--set", "language=de", "--max-new-tokens", "5")[0] == 0
 
 
 def test_a_stopped_run_of_two_languages_goes_on_bit_for_bit(bilingual: Path, place: Path) -> None:

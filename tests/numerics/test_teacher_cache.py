@@ -562,8 +562,10 @@ def test_a_cache_of_other_windows_does_not_teach(
         parts, read = session.parts, session.corpus.train.read
         teach(parts, Terms(), cache, 0.0, session.settings)
         plain = parts.batches._batches  # type: ignore[attr-defined]
+        kept = plain._split
         moved = SimpleNamespace(read=lambda starts, count: read(starts + 1, count))
-        plain._split, kept = moved, plain._split
+        moved.order, moved.begins = kept.order, kept.begins
+        plain._split = moved
         with pytest.raises(InputError, match="not the cache's"):
             parts.batches.draw(0.0)
         plain._split = kept
