@@ -52,6 +52,8 @@ class PhaseSettings(GPTSettings):
     """Tokens begin with a bias to the concept of their cluster; of bytes it means nothing."""
     languages: Annotated[int, Field(ge=0, le=256)] = 0
     """Whose marks are the last ids, two of each; each has an angle for each pair of channels."""
+    resets: Annotated[bool, Flag(panel=_PHASES)] = False
+    """Nothing is remembered beyond the end of a document: each is what it is alone."""
     tracker: Annotated[bool, Flag(panel=_PHASES)] = False
     """The first head of each layer turns and forgets as counting needs it."""
     chunk: Count = 64
@@ -75,6 +77,8 @@ class PhaseSettings(GPTSettings):
             raise ValueError("algebra=complex has no bias, which would have a phase of its own")
         if self.phase_dim == "auto" and self.pairs == 1:
             raise ValueError("phase_dim=auto needs at least two pairs of channels per head")
+        if self.phase_dim == "auto" and self.resets:
+            raise ValueError("resets: phase_dim=auto goes by how surprising all of a text is")
         return self
 
     @property

@@ -27,6 +27,7 @@ SHAPES = {
     "far": ["model.shift=3", "model.pair_rows=5"],
     "plain": ["model.zero_init=false", "model.qk_norm=false", "model.soft_cap=0"],
 }
+FAR = ["model.shift=3", "model.states=2"]
 OF_ONE = {
     "ternary": ("low-bit", ["model.bits=1.58"]),
     "two-bit": ("low-bit", ["model.bits=2", "model.group=16", "model.subnorm=off"]),
@@ -39,6 +40,7 @@ OF_ONE = {
     "modulus": ("phase", ["model.algebra=complex", "model.activation=swiglu", "model.hybrid=2"]),
     "still": ("phase", ["model.phase=none"]),
     "tracker": ("phase", ["model.tracker=true"]),
+    "resets": ("phase", ["model.resets=true", "model.hybrid=2", "model.window=5", *FAR]),
     "languages": ("phase", ["model.languages=3", "model.concepts=9", "model.prior=true"]),
 }
 UNPHASED = ("learned", "textbook", "plain")  # positions, or keys that are not phasors
@@ -91,8 +93,9 @@ class TestEveryModel:
 
     def test_uses_everything_behind(self, name: str, shape: str) -> None:
         model, tokens = _model(name, shape, spread=0.3).eval(), _tokens(1)
-        changed = tokens.clone()
-        changed[:, 0] = (changed[:, 0] + 1) % VOCAB
+        tokens[:, 3:] = tokens[:, 3:].clamp(max=VOCAB - 2)  # one document, from the third on
+        changed, first = tokens.clone(), 3 if shape == "resets" else 0
+        changed[:, first] = (changed[:, first] + 1) % VOCAB
         assert (model(tokens) - model(changed))[:, -1].abs().max() > 1e-5
 
     def test_gives_one_logit_for_each_id(self, name: str, shape: str) -> None:
@@ -183,11 +186,12 @@ class TestEveryModel:
 
 def test_a_pair_of_tokens_is_looked_up_in_a_row_of_its_own() -> None:
     pairs = torch.cartesian_prod(torch.arange(257), torch.arange(257))
-    rows = hashed(pairs, 2**14)[:, 0]
+    rows = hashed(pairs[:, 0], pairs[:, 1], 2**14)
     counts = torch.bincount(rows, minlength=2**14)
     spread = (len(pairs) / 2**14) ** 0.5  # of a Poisson distribution: rows as good as random
     assert 0.9 < counts.double().std().item() / spread < 1.1
-    assert hashed(torch.tensor([[3, 4]]), 2**20) != hashed(torch.tensor([[4, 3]]), 2**20)
+    one, other = torch.tensor(3), torch.tensor(4)
+    assert hashed(one, other, 2**20) != hashed(other, one, 2**20)
 
 
 def test_tables_cost_no_products_and_are_counted() -> None:

@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from effcli.engine.device import Device
 from effcli.engine.measure.causality import require_causal
 from effcli.engine.models.interference import SMALLEST, Told, interfere, one_more, times_i
-from effcli.engine.models.mixers import CIRCLE, Interference, Phases, half_lives
+from effcli.engine.models.mixers import Interference, half_lives
 from effcli.engine.models.phase import Phase
+from effcli.engine.models.positions import Positions
+from effcli.engine.models.turning import CIRCLE, Phases
 from effcli.engine.phase.coherence import rotate
 from effcli.engine.protocols import LanguageModel
 from effcli.engine.runs.trained import build_model
@@ -178,11 +180,14 @@ def test_what_does_not_turn_is_as_if_there_were_no_phases() -> None:
     first, second = Interference(still, 0), Interference(turning, 0)
     torch.nn.init.zeros_(second.phases.widen.weight)
     second.load_state_dict(first.state_dict(), strict=False)
-    x = torch.randn(2, 40, 32)
-    assert torch.equal(first(x, None, None, 0, None), second(x, None, None, 0, None))
+    x, told = torch.randn(2, 40, 32), Positions(torch.zeros(2, 40, dtype=int), None, None, None)
+    assert torch.equal(first(x, told, None, 0, None), second(x, told, None, 0, None))
 
 
-@pytest.mark.parametrize("extra", [[], ["model.write=delta"], ["model.hybrid=2", "model.window=9"]])
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["model.write=delta"], ["model.hybrid=2", "model.window=9"], ["model.resets=true"]],
+)
 def test_memory_does_not_grow(extra: list[str]) -> None:
     model = _model(*extra)
     sizes = []

@@ -121,11 +121,17 @@ class Block(nn.Module):
         extra: Tensor | None,
     ) -> Tensor:
         """The residual stream after this block; `extra` is added to the values."""
-        h = self.shift1(self.norm1(x), cache, f"{layer}.attention")
+        since = since_of(told)
+        h = self.shift1(self.norm1(x), cache, f"{layer}.attention", since)
         x = x + dropped(self.drop, self.attention(h, told, cache, layer, extra))
-        h = self.shift2(self.norm2(x), cache, f"{layer}.mlp")
+        h = self.shift2(self.norm2(x), cache, f"{layer}.mlp", since)
         out: Tensor = x + dropped(self.drop, self.mlp(h))
         return out
+
+
+def since_of(told: Any) -> Int[Tensor, "batch time"] | None:
+    """How many positions of its own document are before each; none where all are seen."""
+    return getattr(told, "since", None)
 
 
 def _norm(s: GPTSettings) -> nn.Module:
@@ -177,7 +183,7 @@ class Trunk(nn.Module):
         """What the first block gets, and what is added to the values of some blocks."""
         x, extras = self.embedded(tokens, start, told), []
         if hasattr(self, "tables"):
-            x, extras = self.tables(x, tokens, cache)
+            x, extras = self.tables(x, tokens, cache, since_of(told))
         return dropped(self.drop, x.to(self.dtype)), extras
 
     def forward(

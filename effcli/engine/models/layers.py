@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from effcli.engine.data.order import mix64
@@ -85,20 +85,23 @@ def attend(
     by_products: bool,
     dropout: float = 0.0,
     window: int | None = None,
+    since: Int[Tensor, "batch time"] | None = None,
 ) -> Float[Tensor, "batch heads time values"]:
     """Causal attention; the queries are the last of the keys' positions.
 
-    With a `window` each sees only so many of the last positions, its own among them.
+    With a `window` each sees only so many of the last positions, its own among them; no more
+    than so many before its own that are `since` something began.
 
     `by_products` is two plain batched products: on CPUs with matrix units its backward
     pass is faster than the fused kernel's, as long as the context is short.
     """
     time, past = q.shape[-2], k.shape[-2]
     if window is not None and time == past > window:
-        return _attend_near(q, k, v, window, dropout)
-    if window is not None and past > window:
-        mask = torch.ones(time, past, dtype=torch.bool, device=q.device).tril(past - time)
-        mask = mask.triu(past - time - window + 1)
+        return _attend_near(q, k, v, window, since, dropout)
+    if since is not None or (window is not None and past > window):
+        at = torch.arange(past, device=q.device)
+        ago = at[past - time :, None] - at
+        mask = _visible(ago, past if window is None else window, since)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     if time == 1:  # the last position, which sees all
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
@@ -120,7 +123,15 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
-def _attend_near(q: Tensor, k: Tensor, v: Tensor, window: int, dropout: float) -> Tensor:
+def _visible(ago: Int[Tensor, "time past"], window: int, since: Tensor | None) -> Tensor:
+    """Which positions see which others that were so long ago."""
+    mask = (ago >= 0) & (ago < window)
+    return mask if since is None else mask & (ago <= since[:, None, :, None])
+
+
+def _attend_near(
+    q: Tensor, k: Tensor, v: Tensor, window: int, since: Tensor | None, dropout: float
+) -> Tensor:
     """Each block of a window sees itself and the one before: work grows as the text does."""
     shape, rest = q.shape, -q.shape[-2] % window
 
@@ -131,8 +142,11 @@ def _attend_near(q: Tensor, k: Tensor, v: Tensor, window: int, dropout: float) -
     keys, values = (torch.cat((blocks(x, window), blocks(x, 0)), dim=2) for x in (k, v))
     at = torch.arange(window, device=q.device)
     ago = at[:, None] - torch.arange(-window, window, device=q.device)
-    near = ((ago >= 0) & (ago < window)).expand(keys.shape[1], -1, -1).clone()
+    near = _visible(ago, window, None).expand(keys.shape[1], -1, -1).clone()
     near[0, :, :window] = False  # nothing is before the first
+    if since is not None:
+        own = F.pad(since, (0, rest)).view(len(since), -1, window, 1)
+        near = (near & (ago <= own)).repeat_interleave(shape[1], 0)
     ask = blocks(q, 0)
     y = F.scaled_dot_product_attention(ask, keys, values, attn_mask=near, dropout_p=dropout)
     return y.reshape(*shape[:-2], -1, v.shape[-1])[..., : shape[-2], :]
@@ -145,15 +159,22 @@ class Shift(nn.Module):
         super().__init__()
         self.weights = nn.ParameterList(torch.zeros(width) for _ in range(count))
 
-    def forward(self, x: Tensor, cache: "Cache | None", place: str) -> Tensor:
-        """`x`, mixed; a cache remembers the end of it, by the name of the place."""
+    def forward(
+        self, x: Tensor, cache: "Cache | None", place: str, since: Tensor | None = None
+    ) -> Tensor:
+        """`x`, mixed; a cache remembers the end of it, by the name of the place.
+
+        What is not `since` the beginning of the same document is not seen.
+        """
         count, out = len(self.weights), x
         if count == 1 and x.shape[1] == 1 and cache is not None and place in cache.past:
             earlier, cache.past[place] = cache.past[place], x
+            earlier = earlier if since is None else earlier * (since >= 1).unsqueeze(-1)
             return torch.addcmul(x, earlier, self.weights[0].to(x.dtype))
         longer = before(x, count, cache, place) if count else x
         for back, weight in enumerate(self.weights, 1):
             earlier = longer[:, count - back : longer.shape[1] - back]
+            earlier = earlier if since is None else earlier * (since >= back).unsqueeze(-1)
             out = torch.addcmul(out, earlier, weight.to(x.dtype))
         return out
 

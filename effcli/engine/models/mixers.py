@@ -4,7 +4,6 @@ Features are real; where phases act, pairs of channels are phasors, [re | im] in
 that no cast can lose their imaginary part. Phases, decays, states and norms are float32.
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
@@ -23,59 +22,12 @@ from effcli.engine.models.interference import (
     times_i,
 )
 from effcli.engine.models.layers import Cache, Linear, Shift, attend, rms_norm
+from effcli.engine.models.positions import Positions
+from effcli.engine.models.turning import Phases, cut
 from effcli.engine.phase.coherence import rotate
 from effcli.settings.phase import RANK, TAPS, PhaseSettings
 
-GOLDEN = (1 + math.sqrt(5)) / 2
-CIRCLE = 2 * math.pi
-CALM = 1 / 16  # radians of a unit step: an optimizer moves all weights by about as much
 SHORTEST, LONGEST = 4.0, 1024.0  # half-lives of memories, in positions
-
-
-class Phases(nn.Module):
-    """How far each position turns the phases of each head: by its features, by itself, or not."""
-
-    def __init__(self, s: PhaseSettings) -> None:
-        super().__init__()
-        pairs = s.width // s.heads // 2
-        self.heads, self.way = s.heads, s.phase
-        steps = torch.arange(pairs, dtype=torch.float64) / max(1, pairs - 1)
-        rates = 10_000.0**-steps if s.phase == "rope" else GOLDEN ** (-16 * steps)
-        every = rates.repeat(s.heads, 1) * (CALM if s.phase == "data" else 1.0)
-        if s.tracker:
-            every[0] = 1.0
-        self.register_buffer("rates", every.float(), persistent=False)
-        if s.phase == "data":
-            self.narrow = Linear(s.width, RANK, bias=False)
-            self.widen = Linear(RANK, s.heads * pairs, bias=False)
-
-    def forward(
-        self, x: Float[Tensor, "batch time width"], cache: Cache | None, place: str
-    ) -> Float[Tensor, "batch heads time pairs"] | None:
-        """The angles so far, within one circle; none where nothing turns."""
-        if self.way == "none":
-            return None
-        rates = self.get_buffer("rates")
-        if self.way == "data":
-            steps = self.widen(self.narrow(x)).float().view(*x.shape[:2], *rates.shape)
-            steps = (steps * rates).transpose(1, 2)
-        else:
-            steps = rates.unsqueeze(1).expand(x.shape[0], -1, x.shape[1], -1)
-        angles: Tensor = steps.cumsum(2)
-        if cache is not None:
-            if place in cache.past:
-                angles = angles + cache.past[place]
-            angles = angles.remainder(CIRCLE)
-            cache.past[place] = angles[:, :, -1:].clone()
-        return angles
-
-    def keep(self, pairs: int) -> None:
-        """Turn only the first pairs of each head."""
-        rates = self.get_buffer("rates")
-        if self.way == "data":
-            rows = torch.arange(rates.numel()).view(rates.shape)[:, :pairs].flatten()
-            self.widen.weight = cut(self.widen.weight, rows)
-        self.register_buffer("rates", rates[:, :pairs].contiguous(), persistent=False)
 
 
 class PhaseMixer(nn.Module, ABC):
@@ -93,45 +45,53 @@ class PhaseMixer(nn.Module, ABC):
     def forward(
         self,
         x: Float[Tensor, "batch time width"],
-        told: Tensor | None,
+        told: Positions,
         cache: Cache | None,
         layer: int,
         extra: Tensor | None,
     ) -> Float[Tensor, "batch time width"]:
-        """What every position takes from those before it; `extra` is added to the values.
-
-        It is `told` which channels of keys and queries count; none where all do.
-        """
+        """What every position takes from those before it; `extra` is added to the values."""
         v = self.value(x) if extra is None else self.value(x) + extra.to(x.dtype)
         angles = self.phases(x, cache, f"{layer}.angles")
-        q, k = (self.phasors(one, angles, told) for one in self.asked(x, cache, layer))
-        read = self.read(x, q, k, self.by_head(v), cache, layer)
+        asked = self.asked(x, told, cache, layer)
+        q, k = (self.phasors(one, angles, told.channels) for one in asked)
+        read = self.read(x, told, (q, k, self.by_head(v)), cache, layer)
         y = rms_norm(read).transpose(1, 2).flatten(2).to(x.dtype)
         out: Tensor = self.output(y * F.silu(self.gate(x)))
         return out
 
-    def asked(self, x: Tensor, cache: Cache | None, layer: int) -> tuple[Tensor, Tensor]:
+    def asked(
+        self, x: Tensor, told: Positions, cache: Cache | None, layer: int
+    ) -> tuple[Tensor, Tensor]:
         """Queries and keys, before they are phasors."""
-        del cache, layer  # which matter to whoever looks at earlier positions
+        del told, cache, layer  # which matter to whoever looks at earlier positions
         return self.query(x), self.key(x)
 
     @abstractmethod
     def read(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None, layer: int
+        self,
+        x: Tensor,
+        told: Positions,
+        phasors: tuple[Tensor, Tensor, Tensor],
+        cache: Cache | None,
+        layer: int,
     ) -> Float[Tensor, "batch heads time channels"]:
-        """What each head reads."""
+        """What each head reads of queries, keys and values."""
 
     def by_head(self, x: Tensor) -> Float[Tensor, "batch heads time channels"]:
         """Channels shared out to heads."""
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def phasors(
-        self, x: Tensor, angles: Tensor | None, told: Tensor | None
+        self, x: Tensor, angles: Tensor | None, counts: Tensor | None
     ) -> Float[Tensor, "batch heads time channels"]:
-        """Of length 1 by head, turned by the angles; in float32."""
+        """Of length 1 by head, turned by the angles; in float32. `counts` are the channels."""
         x = self.by_head(x).float()
         left = x.shape[-1]  # as if what was cut off were zeros
-        x = rms_norm(x if told is None else x * told, 1e-6 * (self.channels / left)) * left**-0.5
+        x = (
+            rms_norm(x if counts is None else x * counts, 1e-6 * (self.channels / left))
+            * left**-0.5
+        )
         return x if angles is None else rotate(x, angles)
 
     def keep(self, pairs: int) -> Tensor:
@@ -186,10 +146,13 @@ class Interference(PhaseMixer):
         self.half_lives = half_lives(s, layer)
         self.heard: list[Told] | None = None  # where somebody listens; in float32
 
-    def asked(self, x: Tensor, cache: Cache | None, layer: int) -> tuple[Tensor, Tensor]:
+    def asked(
+        self, x: Tensor, told: Positions, cache: Cache | None, layer: int
+    ) -> tuple[Tensor, Tensor]:
         """Queries and keys, before they are phasors. Each mixes its last positions."""
         both = torch.cat((self.query(x), self.key(x)), dim=-1)
-        q, k = F.silu(self.short(both, cache, f"{layer}.short")).chunk(2, dim=-1)
+        both = self.short(both, cache, f"{layer}.short", told.since)
+        q, k = F.silu(both).chunk(2, dim=-1)
         return q, k
 
     def keep(self, pairs: int) -> Tensor:
@@ -200,25 +163,33 @@ class Interference(PhaseMixer):
         return rows
 
     def read(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None, layer: int
+        self,
+        x: Tensor,
+        told: Positions,
+        phasors: tuple[Tensor, Tensor, Tensor],
+        cache: Cache | None,
+        layer: int,
     ) -> Float[Tensor, "batch heads time channels"]:
-        """What each head reads."""
+        """What each head reads of queries, keys and values."""
+        q, k, v = phasors
         decays = -F.softplus(self.decay(x).float()).clamp(max=-SMALLEST)
         decays = decays.view(*x.shape[:2], self.heads, self.states).permute(0, 2, 3, 1)
+        if told.since is not None:
+            decays = decays.masked_fill((told.since == 0)[:, None, None], SMALLEST)
         strength = self.strength(x).float().sigmoid().transpose(1, 2)
         v = v * strength.unsqueeze(-1).to(v.dtype)
-        told = Told(q, k, v, decays, strength if self.is_delta else None)
+        says = Told(q, k, v, decays, strength if self.is_delta else None)
         if self.heard is not None:
-            self.heard.append(told)
-        told, blend = replace(told, q=q.to(v.dtype), k=k.to(v.dtype)), self.shares
+            self.heard.append(says)
+        says, blend = replace(says, q=q.to(v.dtype), k=k.to(v.dtype)), self.shares
         place, keeps = f"{layer}.state", cache is not None
         before = cache.past.get(place) if cache is not None else None
         if x.shape[1] == 1 and before is not None and cache is not None:
-            read, cache.past[place] = one_more(told, before, blend, is_complex=self.is_complex)
+            read, cache.past[place] = one_more(says, before, blend, is_complex=self.is_complex)
             return read
-        read, state = interfere(told, self.chunk, blend, before, keeps=keeps)
+        read, state = interfere(says, self.chunk, blend, before, keeps=keeps)
         if self.is_complex:
-            behind = replace(told, q=-times_i(told.q))
+            behind = replace(says, q=-times_i(says.q))
             read = read + times_i(interfere(behind, self.chunk, blend, before)[0])
         if cache is not None and state is not None:
             cache.past[place] = state
@@ -257,10 +228,16 @@ class PhaseAttention(PhaseMixer):
         self.window, self.by_products = s.window, False
 
     def read(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, cache: Cache | None, layer: int
+        self,
+        x: Tensor,
+        told: Positions,
+        phasors: tuple[Tensor, Tensor, Tensor],
+        cache: Cache | None,
+        layer: int,
     ) -> Float[Tensor, "batch heads time channels"]:
-        """What each head reads."""
+        """What each head reads of queries, keys and values."""
         del x  # which has no more to say
+        q, k, v = phasors
         # Attention divides by the root of the channels that are left, as it did by that of all.
         scale = self.channels**0.5 * (k.shape[-1] / self.channels) ** 0.25
         q, k = (q * scale).to(v.dtype), (k * scale).to(v.dtype)
@@ -270,7 +247,7 @@ class PhaseAttention(PhaseMixer):
                 own = torch.cat((cache.past[place], own), dim=2) if place in cache.past else own
                 cache.past[place] = own[:, :, -self.window :]
                 k, v = (own, v) if name == "keys" else (k, own)
-        return attend(q, k, v, by_products=self.by_products, window=self.window)
+        return attend(q, k, v, by_products=self.by_products, window=self.window, since=told.since)
 
     def mixing_flops(self, time: int, *, dense: bool) -> float:
         """Those of positions with each other."""
@@ -282,11 +259,6 @@ class PhaseAttention(PhaseMixer):
     def step_flops(self) -> float:
         """Those with all positions of the window."""
         return 2.0 * (self.heads * self.channels + self.keys) * self.window
-
-
-def cut(weight: Tensor, rows: Tensor) -> nn.Parameter:
-    """Some of the rows, not to be trained any more."""
-    return nn.Parameter(weight.detach()[rows.to(weight.device)], requires_grad=False)
 
 
 def half_lives(s: PhaseSettings, layer: int) -> Tensor:

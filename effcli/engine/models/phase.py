@@ -1,7 +1,7 @@
 """A language model whose layers remember by interference of phasors."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from effcli.engine.models.algebra import ComplexMLP
 from effcli.engine.models.gpt import GPT, MLP, Block, Trunk
 from effcli.engine.models.layers import Cache, generators
-from effcli.engine.models.mixers import Interference, PhaseAttention, PhaseMixer, Phases
+from effcli.engine.models.mixers import Interference, PhaseAttention, PhaseMixer
+from effcli.engine.models.positions import Positions, since_begin
+from effcli.engine.models.turning import Phases
 from effcli.engine.phase.coherence import phasors, rotate
 from effcli.engine.phase.concepts import Concepts
 from effcli.engine.phase.languages import LanguagePhases
@@ -22,27 +24,7 @@ START_TURNS = 0.16  # how far the text turns phases at first
 START_TRACKER = 1.0  # all around the circle, so that some pairs are near to what is asked
 
 
-class Positions(NamedTuple):
-    """What is known of the positions of a text before the first layer."""
-
-    tokens: Int[Tensor, "batch time"]
-    channels: Tensor | None
-    """Which channels of keys and queries count; none where all do."""
-    angles: Float[Tensor, "batch time pairs"] | None
-    """By how much each is turned into its language; none where there is one alone."""
-
-
-class PhaseBlock(Block):
-    """A block whose mixer knows which channels count."""
-
-    def forward(
-        self, x: Tensor, told: Any, cache: Cache | None, layer: int, extra: Tensor | None
-    ) -> Tensor:
-        """The residual stream after this block."""
-        return super().forward(x, told.channels, cache, layer, extra)
-
-
-class ConceptBlock(PhaseBlock):
+class ConceptBlock(Block):
     """A block that then says what each position is about, in what all languages share."""
 
     def __init__(
@@ -75,12 +57,15 @@ class PhaseTrunk(Trunk):
             self.widths = Widths(s.pairs, vocab_size)
         if s.languages:
             self.languages = LanguagePhases(s.languages, s.width // 2, vocab_size)
+        # The separator is the last id but for the marks, two of each language.
+        self.begin = vocab_size - 1 - 2 * s.languages if s.resets else None
 
     def told(self, tokens: Tensor, start: int, cache: Cache | None) -> Positions:
         """What is known of these positions."""
         channels = self.widths(tokens, start, cache) if hasattr(self, "widths") else None
         angles = self.languages(tokens, cache) if hasattr(self, "languages") else None
-        return Positions(tokens, channels, angles)
+        since = None if self.begin is None else since_begin(tokens >= self.begin, cache)
+        return Positions(tokens, channels, angles, since)
 
     def embedded(self, tokens: Tensor, start: int, told: Any) -> Tensor:
         """What each token is, in its language."""
@@ -100,7 +85,7 @@ class PhaseTrunk(Trunk):
         assert isinstance(s, PhaseSettings)
         mixer, mlp = self.mixer(s, layer), ComplexMLP(s) if s.algebra == "complex" else MLP(s)
         if not s.concepts or layer != third(s.layers):
-            return PhaseBlock(s, mixer, mlp)
+            return Block(s, mixer, mlp)
         return ConceptBlock(s, mixer, mlp, self.vocab_size)
 
     def mixer(self, s: GPTSettings, layer: int) -> nn.Module:

@@ -24,18 +24,28 @@ class Tables(nn.Module):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled, gradients are dense
     def forward(
-        self, x: Float[Tensor, "batch time width"], tokens: Tensor, cache: Cache | None
+        self,
+        x: Float[Tensor, "batch time width"],
+        tokens: Int[Tensor, "batch time"],
+        cache: Cache | None,
+        since: Int[Tensor, "batch time"] | None = None,
     ) -> tuple[Float[Tensor, "batch time width"], list[Tensor]]:
-        """`x` with what the pairs of tokens add to it, and what to add to each layer's values."""
+        """`x` with what the pairs of tokens add to it, and what to add to each layer's values.
+
+        A token that is 0 `since` its document began has none before it.
+        """
         if hasattr(self, "pair_table"):
             both = before(tokens + 1, 1, cache, "tokens")
-            x = x + self.pair_table(hashed(both, self.pair_table.num_embeddings))
+            first = both[:, :-1] if since is None else both[:, :-1] * (since > 0)
+            x = x + self.pair_table(hashed(first, both[:, 1:], self.pair_table.num_embeddings))
         return x, [table(tokens) for table in self.value_tables]
 
 
-def hashed(tokens: Int[Tensor, "batch longer"], rows: int) -> Int[Tensor, "batch time"]:
+def hashed(
+    first: Int[Tensor, "*any"], second: Int[Tensor, "*any"], rows: int
+) -> Int[Tensor, "*any"]:
     """A row for each token and the one before it: the mixing of murmur3, in 32 bits."""
     mask = 2**32 - 1
-    row = (tokens[:, 1:] * 0x85EBCA6B + tokens[:, :-1] * 0x9E3779B1) & mask
+    row = (second * 0x85EBCA6B + first * 0x9E3779B1) & mask
     row = ((row ^ (row >> 15)) * 0x2C1B3C6D) & mask
     return (row ^ (row >> 12)) % rows

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from effcli.engine.models.interference import Told
-from effcli.engine.models.mixers import Interference, Phases
+from effcli.engine.models.mixers import Interference
 from effcli.engine.models.phase import Phase
+from effcli.engine.models.turning import Phases
 from effcli.engine.phase.coherence import phasors
 from effcli.engine.phase.concepts import Concepts, information
 from effcli.engine.phase.energies import (

@@ -107,7 +107,7 @@ class Widths(nn.Module):
         first, second = self.singles[both[:, :-1]], self.singles[both[:, 1:]]
         alone = (second + 1) / (self.singles.sum() + len(self.singles))
         # A row may be shared by others, but no pair is more frequent than its first token.
-        together = torch.minimum(self.pairs[hashed(both, ROWS)], first)
+        together = torch.minimum(self.pairs[hashed(both[:, :-1], both[:, 1:], ROWS)], first)
         nats = -((together + PRIOR * alone) / (first + PRIOR)).log()
         nats = (nats * GRAIN).round() / GRAIN
         longer = before(nats, WINDOW - 1, cache, "widths.surprise")
@@ -122,7 +122,8 @@ class Widths(nn.Module):
         self.steps.add_(1)
         self.thresholds.lerp_(found, (1 / self.steps).clamp(min=SLOWEST))
         # Whole numbers below 2^24 add up to the same on every device, in any order.
-        for counts, read in ((self.singles, tokens + 1), (self.pairs, hashed(tokens + 1, ROWS))):
+        pairs = hashed(tokens[:, :-1] + 1, tokens[:, 1:] + 1, ROWS)
+        for counts, read in ((self.singles, tokens + 1), (self.pairs, pairs)):
             ones = torch.ones(read.numel(), device=read.device)
             counts.mul_(KEPT).add_(torch.zeros_like(counts).index_add_(0, read.flatten(), ones))
 
