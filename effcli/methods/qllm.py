@@ -14,7 +14,7 @@ from effcli.engine.models.phase import Phase
 from effcli.engine.objectives.next_token import NextToken
 from effcli.engine.phase.aligning import Aligning
 from effcli.engine.phase.beside import equal_gpt
-from effcli.engine.phase.curriculum import ALL, AUTO, NONE, SEED, Curriculum
+from effcli.engine.phase.curriculum import ALL, AUTO, SEED, Curriculum
 from effcli.engine.phase.initial import (
     TOKENS,
     embedding,
@@ -109,7 +109,7 @@ def _begin(session: Session, asked: QllmSettings) -> None:
 
 
 def _attune(session: Session, asked: QllmSettings, pairs: Pairs | None) -> None:
-    """Let energies and pairs count, and let codes and what widths go by be counted."""
+    """Let energies and pairs count, and let what widths go by be counted."""
     parts = session.parts
     assert isinstance(parts.model, Phase)
     if parts.model.widths is not None:
@@ -122,13 +122,12 @@ def _attune(session: Session, asked: QllmSettings, pairs: Pairs | None) -> None:
 def _hear_energies(session: Session, asked: QllmSettings) -> None:
     parts = session.parts
     assert isinstance(parts.model, Phase)
-    if asked.energies != "on" and not parts.model.concepts:
+    if asked.energies != "on":
         return
-    stages, floor = NONE, None
-    if asked.energies == "on":
-        stages = STAGES[asked.curriculum]
-        if asked.curriculum == "auto":
-            floor = floors_of(session.corpus, session.held_out)["trigram"]
+    floor = None
+    if asked.curriculum == "auto":
+        floor = floors_of(session.corpus, session.held_out)["trigram"]
+    stages = STAGES[asked.curriculum]
     curriculum = Curriculum(parts.batches, stages, floor)
     parts.batches = curriculum
     inner = NextToken(asked.device.loss_rows)

@@ -1,6 +1,5 @@
 """The concept layer starts as nothing, stays pointwise, and uses its codes."""
 
-import io
 import math
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from effcli.engine.phase.concepts import (
+    LIGHT,
     PRIOR,
     Concepts,
     information,
@@ -97,18 +97,20 @@ def test_gradients_reach_all_codes_and_all_else() -> None:
     assert (layer.codes_embedding.grad.abs().sum(1) > 0).all()
 
 
-def test_a_saved_layer_goes_on_bit_for_bit() -> None:
-    one, other = _layer(vocab_size=9), _layer(vocab_size=9, seed=5)
-    x, tokens = torch.randn(2, 7, WIDTH), torch.randint(9, (2, 7))
-    one.observe(one(x, tokens)[1])
-    file = io.BytesIO()
-    torch.save(one.state_dict(), file)
-    file.seek(0)
-    other.load_state_dict(torch.load(file, weights_only=True))
-    for layer in (one, other):
-        layer.observe(layer(x, tokens)[1])
-    assert torch.equal(one(x, tokens)[0], other(x, tokens)[0])
-    assert torch.equal(one.usage, other.usage)
+def test_the_balance_moves_against_what_is_used() -> None:
+    layer, x = _layer(), torch.randn(4, 9, WIDTH)
+    out, probable = layer(x)
+    out.sum().backward()
+    used = strongest(probable, layer.top).sum((0, 1))
+    assert layer.balance.grad is not None
+    torch.testing.assert_close(layer.balance.grad, LIGHT * (used - 36 / CODES))
+    whole, layer.balance.grad = layer.balance.grad, None
+    for part in (x[:1], x[1:]):  # however a batch is cut, and whatever the loss is
+        (3 * layer(part)[0].square().sum()).backward()
+    torch.testing.assert_close(layer.balance.grad, whole)
+    before = probable[..., 5].mean()
+    layer.balance.data[5] += 1.0
+    assert layer.assign(x)[..., 5].mean() > before
 
 
 def _train(layer: Concepts, centers: Tensor, steps: int) -> None:
@@ -123,7 +125,6 @@ def _train(layer: Concepts, centers: Tensor, steps: int) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        layer.observe(probable)
 
 
 def test_topics_spread_over_the_codes_and_are_told_apart() -> None:
@@ -136,6 +137,27 @@ def test_topics_spread_over_the_codes_and_are_told_apart() -> None:
     most = math.log(16) / math.log(32)  # that a code can tell of 16 topics
     assert 0.85 * most < information(probable) <= most + 0.01
     assert len(layer.assign(centers[None])[0].argmax(-1).unique()) == 16
+
+
+def test_balance_alone_brings_all_codes_into_use() -> None:
+    layer, generator = Concepts(WIDTH, 64), torch.Generator().manual_seed(2)
+    with torch.no_grad():  # all but a few are far from everything
+        layer.codes_embedding.normal_(generator=generator)
+        layer.codes_embedding[6:] -= layer.query.weight.sum(1)
+        layer.codes_embedding[:6] += layer.query.weight.sum(1)
+    x = 0.5 + torch.randn(64, 16, WIDTH, generator=generator)
+    optimizer = torch.optim.AdamW([layer.balance], lr=0.2, weight_decay=0.0)
+    used = []
+    for step in range(200):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.2 * (1 - step / 200)
+        out, probable = layer(x)
+        used.append(usage_perplexity(strongest(probable, layer.top).mean((0, 1))).item())
+        optimizer.zero_grad()
+        out.sum().backward()
+        optimizer.step()
+    assert used[0] < 0.3
+    assert used[-1] > 0.9
 
 
 def test_half_precision_reaches_codes_in_full() -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from effcli.engine.models.layers import Linear, generators, rms_norm
 from effcli.engine.phase.coherence import exact
 
-USAGE_DECAY = 0.99
 SHARPNESS = 10.0  # of the softmax over cosines, at first
 PRIOR = 2.0  # logits that a token adds to its own concept, at first
+LIGHT = 1e-7  # of a gradient that only its sign matters of, so that it clips no others
 
 
 class Concepts(nn.Module):
@@ -24,10 +24,10 @@ class Concepts(nn.Module):
     x + W_o Σ_k a_k c_k with a = the `top` largest of softmax(cos(W_c x, C) / τ), which are
     scaled to a sum of 1. Pointwise, so causal. `vocab_size` gives each token a bias for
     concepts, for text whose tokens mean something alone; bytes do not.
-    """
 
-    usage: Tensor
-    """Share of each code in what was observed, a moving mean."""
+    The cosines have a `balance` of codes added, which training moves against how much each is used
+    (as the loss-free balance of experts, Wang et al. 2024, arXiv 2408.15664).
+    """
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Concepts(nn.Module):
         self.has_prior = vocab_size > 0
         if vocab_size:
             self.prior_table = nn.Embedding(vocab_size, codes, sparse=True)
-        self.register_buffer("usage", torch.full((codes,), 1 / codes))
+        self.balance = nn.Parameter(torch.zeros(codes))
         self.initialize(seed)
 
     @torch.no_grad()
@@ -73,7 +73,8 @@ class Concepts(nn.Module):
         `tokens` are needed where there is a prior.
         """
         probable = self.assign(x, tokens)
-        weights = strongest(probable, self.top).to(x.dtype)
+        weights = strongest(probable, self.top)
+        weights = _Counted.apply(weights, self.balance).to(x.dtype)  # type: ignore[no-untyped-call]
         added = self.output(weights @ self.codes_embedding.to(x.dtype))
         return x + added, probable
 
@@ -87,7 +88,7 @@ class Concepts(nn.Module):
         query = self.queries(x)
         with torch.autocast(x.device.type, enabled=False):
             near = query @ F.normalize(exact(self.codes_embedding), dim=-1).T
-        logits = self.log_sharpness.exp() * near
+        logits = self.log_sharpness.exp() * near + self.balance.detach()
         if tokens is not None:
             logits = logits + self.prior_table(tokens)
         return logits.softmax(-1)
@@ -95,12 +96,6 @@ class Concepts(nn.Module):
     def queries(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time channels"]:
         """What codes are compared with: directions of length 1, in float32."""
         return F.normalize(exact(self.query(rms_norm(x))), dim=-1)
-
-    @torch.no_grad()
-    def observe(self, probable: Float[Tensor, "batch time codes"]) -> None:
-        """Count the codes that a training step used; once for each step."""
-        share = strongest(probable, self.top).mean((0, 1))
-        self.usage.lerp_(share, 1 - USAGE_DECAY)
 
     @torch.no_grad()
     def set_prior(self, coordinates: NDArray[Any], seed: int = 0) -> None:
@@ -111,7 +106,7 @@ class Concepts(nn.Module):
         from sklearn.cluster import KMeans
         from threadpoolctl import threadpool_limits
 
-        table, codes = self.prior_table.weight.zero_(), len(self.usage)
+        table, codes = self.prior_table.weight.zero_(), len(self.balance)
         known = np.flatnonzero((coordinates != 0).any(1))
         if not len(known):
             return
@@ -125,6 +120,26 @@ class Concepts(nn.Module):
         codes, channels = self.codes_embedding.shape
         width = self.query.in_features
         return float(batch * time * 4 * channels * (width + codes))
+
+
+class _Counted(torch.autograd.Function):
+    """Weights as they are; a balance has a gradient by how much of them its code has.
+
+    A sum over positions, so the same for any parts of a batch and any number of processes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, balance: Tensor) -> Tensor:
+        """The weights."""
+        del balance  # which has been heard in choosing them
+        ctx.save_for_backward(weights)
+        return weights.view_as(weights)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the weights, and of the balance."""
+        used = ctx.saved_tensors[0].flatten(0, -2).sum(0)
+        return gradient, LIGHT * (used - used.mean())
 
 
 def strongest(probable: Float[Tensor, "*any codes"], top: int) -> Float[Tensor, "*any codes"]:

@@ -25,7 +25,6 @@ SEED: Stages = (
     ("concept_learning", 9 / 14, {"local": 0.005, "interference": 0.01}),
 )
 """Weights and lengths as the first design had them, of 14 epochs."""
-NONE: Stages = (("language", 0.0, {}),)
 ALL: Stages = (
     ("on", 0.0, {"local": 0.002, "interference": 0.02, "entanglement": 0.005, "concepts": 0.01}),
     ("anneal", 0.95, {}),

@@ -9,7 +9,7 @@ from torch import Tensor
 from effcli.engine.models.mixers import Interference, PhaseAttention
 from effcli.engine.models.phase import Phase
 from effcli.engine.phase.coherence import SCALES, mean_coherence, phasors, scale_coherences
-from effcli.engine.phase.concepts import usage_perplexity
+from effcli.engine.phase.concepts import strongest, usage_perplexity
 from effcli.engine.phase.energies import (
     entanglement_energy,
     frame_potential,
@@ -73,7 +73,8 @@ def facts(model: Phase, heard: Heard) -> dict[str, Any]:
         rate = torch.nn.functional.softplus(layer.decay.bias.float())
         found["half_lives"] += (torch.tensor(2.0).log() / rate).tolist()
     if model.concepts:
-        found["concepts_used"] = float(usage_perplexity(model.concepts[0].usage))
+        weights = strongest(heard.probable[0], model.concepts[0].top)
+        found["concepts_used"] = float(usage_perplexity(weights.mean((0, 1))))
     return found
 
 

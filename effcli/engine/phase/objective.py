@@ -5,7 +5,7 @@ import torch
 from effcli.engine.models.phase import Phase
 from effcli.engine.objectives.next_token import NextToken
 from effcli.engine.phase.curriculum import Curriculum
-from effcli.engine.phase.listening import Heard, energies, listening
+from effcli.engine.phase.listening import energies, listening
 from effcli.engine.protocols import Batch, LanguageModel, Loss
 
 
@@ -21,7 +21,6 @@ class WithEnergies:
         weights = {name: weight for name, weight in self._weigher.weights.items() if weight}
         with listening(model) as heard:
             loss = self._inner(model, batch)
-        observe(model, heard)
         if not weights:
             return loss
         found = energies(heard)
@@ -37,11 +36,3 @@ class WithEnergies:
             # K by K products of keys, in each head of each layer, forward and backward.
             bill["train"] += 3 * 2.0 * positions * s.layers * s.width * (s.width // s.heads)
         return bill
-
-
-@torch.no_grad()
-def observe(model: Phase, heard: Heard) -> None:
-    """Let the layer of concepts hear which of its codes are used."""
-    if model.training:
-        for layer, probable in zip(model.concepts, heard.probable, strict=True):
-            layer.observe(probable.detach())
