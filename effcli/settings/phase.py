@@ -90,7 +90,7 @@ class PhaseSettings(GPTSettings):
     def hidden(self) -> int:
         """Channels of the MLP: a block has as many weights as a GPT's of the same width."""
         products = 3 if self.activation == "swiglu" else 2
-        own = self.heads * (self.states + 1) + 2 * TAPS
+        own = self.heads * (self.states + (self.write == "delta")) + 2 * TAPS
         own += RANK + RANK // 2 if self.phase == "data" else 0
         # A complex map has half the weights, its MLP two numbers for each unit of two channels.
         share, least = (1.0, 8) if self.algebra == "pair" else (0.5, 16)

@@ -135,8 +135,22 @@ def test_topics_spread_over_the_codes_and_are_told_apart() -> None:
     probable = layer.assign(x).detach()
     assert usage_perplexity(strongest(probable, 4).mean((0, 1))) >= 0.3
     most = math.log(16) / math.log(32)  # that a code can tell of 16 topics
-    assert 0.85 * most < information(probable) <= most + 0.01
+    assert 0.75 * most < information(probable) <= most + 0.01
     assert len(layer.assign(centers[None])[0].argmax(-1).unique()) == 16
+
+
+def test_the_center_comes_to_be_the_mean_of_all_queries() -> None:
+    layer, generator = Concepts(WIDTH, CODES), torch.Generator().manual_seed(2)
+    x = 1.0 + torch.randn(8, 16, WIDTH, generator=generator)  # nearly all in one direction
+    optimizer = torch.optim.AdamW([layer.center], lr=0.02, weight_decay=0.0)
+    before = layer.queries(x).mean((0, 1)).norm()
+    for _ in range(100):
+        optimizer.zero_grad()
+        layer(x)[0].sum().backward()
+        optimizer.step()
+    after = layer.queries(x).mean((0, 1)).norm()
+    assert before > 0.5
+    assert after < 0.1
 
 
 def test_balance_alone_brings_all_codes_into_use() -> None:
@@ -146,11 +160,11 @@ def test_balance_alone_brings_all_codes_into_use() -> None:
         layer.codes_embedding[6:] -= layer.query.weight.sum(1)
         layer.codes_embedding[:6] += layer.query.weight.sum(1)
     x = 0.5 + torch.randn(64, 16, WIDTH, generator=generator)
-    optimizer = torch.optim.AdamW([layer.balance], lr=0.2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW([layer.balance], lr=0.02, weight_decay=0.0)
     used = []
     for step in range(200):
         for group in optimizer.param_groups:
-            group["lr"] = 0.2 * (1 - step / 200)
+            group["lr"] = 0.02 * (1 - step / 200)
         out, probable = layer(x)
         used.append(usage_perplexity(strongest(probable, layer.top).mean((0, 1))).item())
         optimizer.zero_grad()

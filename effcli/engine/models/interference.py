@@ -24,7 +24,7 @@ class Told:
     q: Float[Tensor, "batch heads time key"]
     k: Float[Tensor, "batch heads time key"]
     v: Float[Tensor, "batch heads time value"]
-    """Values, each times the strength of its writing."""
+    """Values; with a strength, times that."""
     decays: Float[Tensor, "batch heads states time"]
     """Logarithms, not above 0, in float32."""
     strength: Float[Tensor, "batch heads time"] | None = None

@@ -57,7 +57,7 @@ class PhaseMixer(nn.Module, ABC):
         q, k = (self.phasors(one, angles, told.channels) for one in asked)
         read = self.read(x, told, (q, k, self.by_head(v)), cache, layer)
         y = rms_norm(read).transpose(1, 2).flatten(2).to(x.dtype)
-        out: Tensor = self.output(y * F.silu(self.gate(x)))
+        out: Tensor = self.output(y * (2 * self.gate(x).sigmoid()))
         return out
 
     def asked(
@@ -140,7 +140,8 @@ class Interference(PhaseMixer):
         self.is_delta = s.write == "delta"
         self.short = Shift(2 * s.width, TAPS - 1)
         self.decay = Linear(s.width, s.heads * s.states)
-        self.strength = Linear(s.width, s.heads)
+        if self.is_delta:
+            self.strength = Linear(s.width, s.heads)
         if s.states > 1:
             self.blend = nn.Parameter(torch.zeros(s.heads * s.states))
         self.half_lives = half_lives(s, layer)
@@ -176,9 +177,11 @@ class Interference(PhaseMixer):
         decays = decays.view(*x.shape[:2], self.heads, self.states).permute(0, 2, 3, 1)
         if told.since is not None:
             decays = decays.masked_fill((told.since == 0)[:, None, None], SMALLEST)
-        strength = self.strength(x).float().sigmoid().transpose(1, 2)
-        v = v * strength.unsqueeze(-1).to(v.dtype)
-        says = Told(q, k, v, decays, strength if self.is_delta else None)
+        strength = None
+        if self.is_delta:
+            strength = self.strength(x).float().sigmoid().transpose(1, 2)
+            v = v * strength.unsqueeze(-1).to(v.dtype)
+        says = Told(q, k, v, decays, strength)
         if self.heard is not None:
             self.heard.append(says)
         says, blend = replace(says, q=q.to(v.dtype), k=k.to(v.dtype)), self.shares
@@ -201,8 +204,9 @@ class Interference(PhaseMixer):
         return self.blend.view(self.heads, -1).softmax(1) if self.states > 1 else None
 
     def map_flops(self) -> float:
-        """Those of a position with weights, decays and strengths among them."""
-        return super().map_flops() + 2 * self.heads**2 * self.channels * (self.states + 1)
+        """Those of a position with weights, what steers the memory among them."""
+        steers = self.states + self.is_delta
+        return super().map_flops() + 2 * self.heads**2 * self.channels * steers
 
     def step_flops(self) -> float:
         """What is written and read; and read by a quarter turn, or before, to be taken back."""

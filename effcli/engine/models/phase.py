@@ -191,7 +191,8 @@ class Phase(GPT):
                 weight.normal_(0.0, 1.0, generator=drawn[f"trunk.{name}.widen.weight"]).mul_(rows)
             elif isinstance(module, Interference):
                 module.decay.weight.zero_()
-                module.strength.weight.zero_()
+                if module.is_delta:
+                    module.strength.weight.zero_()
                 wanted = (math.log(2) / module.half_lives).expm1().log()
                 module.decay.bias.copy_(wanted.flatten())
             elif isinstance(module, ComplexMLP):

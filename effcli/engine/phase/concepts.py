@@ -25,8 +25,10 @@ class Concepts(nn.Module):
     scaled to a sum of 1. Pointwise, so causal. `vocab_size` gives each token a bias for
     concepts, for text whose tokens mean something alone; bytes do not.
 
-    The cosines have a `balance` of codes added, which training moves against how much each is used
-    (as the loss-free balance of experts, Wang et al. 2024, arXiv 2408.15664).
+    Queries W_c x have their mean taken from them, the `center`, without which all soon point in one
+    direction (Caron et al. 2021, arXiv 2104.14294); and cosines have the `balance` of their code
+    added, which training moves against how much that is used (as that of experts without a loss,
+    Wang et al. 2024, arXiv 2408.15664).
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Concepts(nn.Module):
         if vocab_size:
             self.prior_table = nn.Embedding(vocab_size, codes, sparse=True)
         self.balance = nn.Parameter(torch.zeros(codes))
+        self.center = nn.Parameter(torch.zeros(channels))
         self.initialize(seed)
 
     @torch.no_grad()
@@ -74,7 +77,8 @@ class Concepts(nn.Module):
         """
         probable = self.assign(x, tokens)
         weights = strongest(probable, self.top)
-        weights = _Counted.apply(weights, self.balance).to(x.dtype)  # type: ignore[no-untyped-call]
+        used = weights.detach().sum((0, 1))
+        weights = steering(weights, self.balance, used - used.mean()).to(x.dtype)
         added = self.output(weights @ self.codes_embedding.to(x.dtype))
         return x + added, probable
 
@@ -88,14 +92,15 @@ class Concepts(nn.Module):
         query = self.queries(x)
         with torch.autocast(x.device.type, enabled=False):
             near = query @ F.normalize(exact(self.codes_embedding), dim=-1).T
-        logits = self.log_sharpness.exp() * near + self.balance.detach()
+        logits = self.log_sharpness.exp() * (near + self.balance.detach())
         if tokens is not None:
             logits = logits + self.prior_table(tokens)
         return logits.softmax(-1)
 
     def queries(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time channels"]:
         """What codes are compared with: directions of length 1, in float32."""
-        return F.normalize(exact(self.query(rms_norm(x))), dim=-1)
+        query = F.normalize(exact(self.query(rms_norm(x))), dim=-1) - self.center.detach()
+        return F.normalize(steering(query, self.center, -query.detach().sum((0, 1))), dim=-1)
 
     @torch.no_grad()
     def set_prior(self, coordinates: NDArray[Any], seed: int = 0) -> None:
@@ -122,24 +127,25 @@ class Concepts(nn.Module):
         return float(batch * time * 4 * channels * (width + codes))
 
 
-class _Counted(torch.autograd.Function):
-    """Weights as they are; a balance has a gradient by how much of them its code has.
+def steering(x: Tensor, parameter: Tensor, gradient: Tensor) -> Tensor:
+    """`x` as it is; where it has a gradient, the parameter gets this one, whatever the loss is.
 
-    A sum over positions, so the same for any parts of a batch and any number of processes.
+    A sum over positions is the same for any parts of a batch and any number of processes.
     """
+    out: Tensor = _Steering.apply(x, parameter, LIGHT * gradient)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Steering(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parameter: Tensor, gradient: Tensor) -> Tensor:
+        del parameter  # which is only moved
+        ctx.save_for_backward(gradient)
+        return x.view_as(x)
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, balance: Tensor) -> Tensor:
-        """The weights."""
-        del balance  # which has been heard in choosing them
-        ctx.save_for_backward(weights)
-        return weights.view_as(weights)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the weights, and of the balance."""
-        used = ctx.saved_tensors[0].flatten(0, -2).sum(0)
-        return gradient, LIGHT * (used - used.mean())
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        return gradient, ctx.saved_tensors[0], None
 
 
 def strongest(probable: Float[Tensor, "*any codes"], top: int) -> Float[Tensor, "*any codes"]:
