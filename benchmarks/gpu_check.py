@@ -3,7 +3,7 @@
 Right: the same losses as on the CPU, a resumed run equal to one in a piece, cached logits
 equal to uncached ones, a memory estimate near the truth. Fast: the gpt2 preset beside a
 plain script of that shape (bfloat16 autocast, fused attention and AdamW, compiled), in
-turns, against the measured peak.
+turns, against the measured peak; memories of phase models by fla's kernels, if they are installed.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +27,8 @@ from effcli.engine.bench.throughput import eff_steps, step_flops, write_shard
 from effcli.engine.data.prepare import prepare
 from effcli.engine.device import Device
 from effcli.engine.measure.peak import peak_flops
+from effcli.engine.models import fused
+from effcli.engine.models.interference import Told, interfere
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.rundir import RunDir
 from effcli.engine.runs.trained import build_model
@@ -172,6 +175,34 @@ def speed(preset: str, sequences: int, rounds: int, folder: Path) -> Iterator[Ro
         yield f"{preset}, {name}", is_good, f"{rate:,.0f} tokens/s, {share:.0%} of the peak"
 
 
+def memories(rounds: int = 20) -> Iterator[Row]:
+    """Whether memories of phase models are read by fla's kernels, and how fast, in bfloat16."""
+    sizes, device = (8, 12, 1024, 64), torch.device("cuda", 0)  # of gpt2
+    title = "memories by fla's kernels"
+    why = fused.refusal(device, torch.bfloat16, sizes[-1], sizes[-1])
+    if why is not None:
+        yield title, why == "", why or "not installed: pip install 'effcli[gpu]'"
+        return
+    q, k, v = (torch.randn(sizes, device=device, dtype=torch.bfloat16) for _ in range(3))
+    parts = [x.requires_grad_() for x in (F.normalize(q, dim=-1), F.normalize(k, dim=-1), v)]
+    decays = -torch.rand(*sizes[:2], 1, sizes[2], device=device) / 10
+    told = Told(*parts, decays.requires_grad_())
+    ways = {"fla": fused.interfere, "plain": interfere, "compiled": torch.compile(interfere)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            for _ in range(5):
+                reads, _ = way(told, fused.CHUNK)
+                torch.autograd.grad(reads.sum(), [told.q, told.k, told.v, told.decays])
+            torch.cuda.synchronize()
+            if number:
+                seconds[name].append((time.perf_counter() - started) / 5)
+    taken = {name: 1e3 * statistics.median(every) for name, every in seconds.items()}
+    yield title, True, ", ".join(f"{name} {each:.2f} ms" for name, each in taken.items())
+
+
 def main() -> None:
     """Check, print, and say by the exit code whether all is well."""
     parser = argparse.ArgumentParser(description="is eff right and fast on this GPU?")
@@ -186,7 +217,7 @@ def main() -> None:
         os.environ.update(EFF_DATA=f"{name}/data", EFF_RUNS=f"{name}/runs")
         checks = [correctness(Path(name), asked.device)]
         if asked.device == "cuda":
-            checks.append(speed("gpt2", asked.sequences, 5, Path(name)))
+            checks += [memories(), speed("gpt2", asked.sequences, 5, Path(name))]
         for row in (row for check in checks for row in check):
             rows.append(row)
             print("ok  " if row[1] else "FAIL", row[0], row[2], file=sys.stderr, flush=True)

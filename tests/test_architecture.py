@@ -38,7 +38,7 @@ ROOMS = {
         {"torch", "numpy", "datasets", "huggingface_hub", "tiktoken", "tokenizers", "rustbpe"}
         | {"pyarrow", "safetensors", "filelock", "jaxtyping", "pydantic", "pynvml"}
         | {"tomli_w", "jinja2", "markupsafe", "matplotlib", "scipy", "rensa"}
-        | {"sklearn", "threadpoolctl", "gguf"},
+        | {"sklearn", "threadpoolctl", "gguf", "fla"},
     ),
     "methods": (
         {"errors", "registry", "catalog", "settings", "engine", "methods"},

@@ -61,6 +61,8 @@ def _opened(settings: GenerateSettings, warn: Warn) -> tuple[LanguageModel, Toke
     if settings.phase_dim != "full":
         _narrow(model, settings.phase_dim, warn)
     settle(model)
+    if isinstance(model, Phase) and (why := model.unfused):
+        warn(why)
     return model, tokenizer
 
 

@@ -11,6 +11,7 @@ from conftest import TINY
 from exactness import differences, final_state, stopping_after
 
 from effcli.engine.device import Device
+from effcli.engine.models.phase import Phase
 from effcli.engine.records import Record
 from effcli.engine.runs.rundir import RunDir
 from effcli.engine.runs.trained import open_trained
@@ -50,12 +51,14 @@ def test_a_run_says_what_its_phases_do_and_what_a_gpt_reaches(
     eff: Eff, corpus_folder: Path, monkeypatch: pytest.MonkeyPatch, place: Path
 ) -> None:
     monkeypatch.setenv("EFF_RUNS", str(place / "all"))
+    monkeypatch.setattr(Phase, "unfused", "kernels are wrong here")
     command = ["qllm", "train", "--data", str(corpus_folder), "--steps", "6", *SETS]
     command += ["--set", "evaluation.texts=2", "--set", "evaluation.text_tokens=64", "--json"]
     command += ["--set", "evaluation.floors=true"]
     code, _, err = eff(*command)
     assert code == 0, err
     assert "--arch gpt" in err
+    assert err.count("kernels are wrong here") == 1
     assert eff(*command, "--arch", "gpt")[0] == 0
     code, out, _ = eff(*command)
     report = json.loads(out)
@@ -75,8 +78,9 @@ def test_a_run_says_what_its_phases_do_and_what_a_gpt_reaches(
     page = (place / "all/qllm-nano-3/report.html").read_text()
     assert "Beside a GPT of this size" in page
     assert "<h2>Phases</h2>" in page
-    code, out, _ = eff("qllm", "generate", "ab", "--max-new-tokens", "90", "--json")
+    code, out, err = eff("qllm", "generate", "ab", "--max-new-tokens", "90", "--json")
     assert code == 0
+    assert err.count("kernels are wrong here") == 1
     written = json.loads(out)
     assert written["run"].endswith("qllm-nano-3")  # the newest that has phases
     assert written["reasons"] == ["length"] or written["reasons"] == ["end"]

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from effcli.engine.models.algebra import maps
+from effcli.engine.models.fused import interfere
 from effcli.engine.models.interference import (
     SMALLEST,
     Told,
-    interfere,
     interfere_flops,
     one_more,
     times_i,

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from effcli.engine.models.algebra import ComplexMLP
+from effcli.engine.models.fused import CHUNK, refusal
 from effcli.engine.models.gpt import GPT, MLP, Block, Trunk
 from effcli.engine.models.layers import Cache, generators
 from effcli.engine.models.mixers import Interference, PhaseAttention, PhaseMixer
@@ -159,6 +160,15 @@ class Phase(GPT):
         """What a third of the layers find, in no language."""
         assert isinstance(self.trunk, PhaseTrunk)
         return self.trunk.about(tokens)
+
+    @property
+    def unfused(self) -> str | None:
+        """Why memories are not read by the kernels that are installed; none where all is well."""
+        own = [one for one in self.trunk.modules() if isinstance(one, Interference)]
+        plain = [one for one in own if one.states == 1 and not one.is_delta]
+        shapes = {(one.keys // one.heads, one.channels) for one in plain if one.chunk == CHUNK}
+        device, dtype = self.head.device, self.dtype
+        return next(filter(None, (refusal(device, dtype, *shape) for shape in shapes)), None)
 
     @property
     def pairs(self) -> int:
