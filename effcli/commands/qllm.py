@@ -6,6 +6,7 @@ from effcli.commands.training import run_training, run_watched
 from effcli.ui.console import Screen
 from effcli.ui.phases import inspect_table
 from effcli.ui.probes import probe_table
+from effcli.ui.progress import Watcher
 
 
 def train(given: Given, screen: Screen) -> None:
@@ -33,7 +34,8 @@ def inspect(given: Given, screen: Screen) -> None:
     settings = given.resolve().settings
     from effcli.methods.qllm_inspect import inspect as look
 
-    document = look(settings, screen.note)
+    with Watcher(screen, "qllm inspect") as watch:
+        document = look(settings, watch)
     screen.result(document, inspect_table(document))
     screen.note(f"the page with plots: {document['page']}")
 

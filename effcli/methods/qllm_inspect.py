@@ -1,6 +1,5 @@
 """Look at what a trained phase model does: its phases, memories, interference and concepts."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ from effcli.engine.device import Device
 from effcli.engine.models.phase import Phase
 from effcli.engine.phase import inspecting
 from effcli.engine.phase.gradients import gradient_shares
+from effcli.engine.phase.likeness import likeness, require_texts, text_length
 from effcli.engine.phase.looking import facts, hear
 from effcli.engine.phase.page import write_inspection
+from effcli.engine.records import Notice, Watch, unwatched
 from effcli.engine.runs.rundir import RunDir
 from effcli.engine.runs.trained import open_trained
 from effcli.errors import CheckError, InputError
@@ -31,17 +32,20 @@ DRAWN = 64  # tokens of a text whose interference is drawn
 
 
 @torch.no_grad()
-def inspect(settings: InspectSettings, warn: Callable[[str], None]) -> dict[str, Any]:
+def inspect(settings: InspectSettings, watch: Watch = unwatched) -> dict[str, Any]:
     """Measure the model of a run on held-out text, and draw it on a page."""
     run = settings.run
     page = settings.out or run / PAGE
     _require_room(page, run)
-    model, tokenizer = open_trained(run, Device(CPU), warn)
+    model, tokenizer = open_trained(run, Device(CPU), lambda text: watch(Notice(text)))
     if not isinstance(model, Phase):
         message = f"the model of the run in {run} has no phases to look at"
         raise InputError(message, f"eff report {run} shows any run")
     given = None if settings.text is None else _ids(settings.text, tokenizer)
-    windows, corpus = _windows(settings, max(2, model.context), given)
+    corpus = _corpus(run)
+    if settings.mauve is not None:
+        _require_texts(corpus, settings, model)
+    windows, name = _windows(settings, corpus, max(2, model.context), given)
     drawn = (windows[0] if given is None else given)[:DRAWN]
     heard = hear(model, windows)
     portrait, maps = inspecting.portrait(model, tokenizer, windows), inspecting.maps(model, drawn)
@@ -52,7 +56,7 @@ def inspect(settings: InspectSettings, warn: Callable[[str], None]) -> dict[str,
         "run": str(run),
         "page": str(page),
         "measured": {
-            "corpus": corpus,
+            "corpus": name,
             "windows": len(windows),
             "tokens": windows.numel(),
         },
@@ -65,7 +69,10 @@ def inspect(settings: InspectSettings, warn: Callable[[str], None]) -> dict[str,
         "text": {"is_given": given is not None, "tokens": names},
         "interference": [one.told() for one in maps],
         "concepts": inspecting.concepts(model, heard, windows, tokenizer),
+        "mauve": None,
     }
+    if settings.mauve is not None and corpus is not None:
+        document["mauve"] = likeness(model, tokenizer, corpus.val, settings.mauve, watch)
     write_inspection(page, document, portrait, maps, inspecting.histograms(model, heard))
     return document
 
@@ -77,6 +84,15 @@ def _require_room(page: Path, run: Path) -> None:
         raise InputError(f"there is no folder {page.parent}", "choose another --out")
 
 
+def _require_texts(corpus: Corpus | None, settings: InspectSettings, model: Phase) -> None:
+    """Refuse to compare texts with what is not there, before anything is measured."""
+    if corpus is None:
+        message = f"mauve: the held-out text of the run in {settings.run} is not there any more"
+        raise InputError(message, "leave out --mauve")
+    assert settings.mauve is not None
+    require_texts(corpus.val, settings.mauve, text_length(model))
+
+
 def _ids(text: str, tokenizer: Tokenizer) -> Tensor:
     ids = torch.from_numpy(tokenizer.encode(text).astype("int64"))
     if len(ids) < 2:
@@ -85,10 +101,9 @@ def _ids(text: str, tokenizer: Tokenizer) -> Tensor:
 
 
 def _windows(
-    settings: InspectSettings, length: int, given: Tensor | None
+    settings: InspectSettings, corpus: Corpus | None, length: int, given: Tensor | None
 ) -> tuple[Tensor, str | None]:
     """Held-out text and the name of its corpus; without one, the text given."""
-    corpus = _corpus(settings.run)
     if corpus is not None and len(starts := corpus.val.spread(length, settings.windows)):
         return torch.from_numpy(corpus.val.read(starts, length)), corpus.name
     if given is None:

@@ -195,6 +195,10 @@ class InspectSettings(Settings):
     """Whose interference is drawn; by default the beginning of the held-out text."""
     out: Annotated[Path | None, Flag(panel="Output", metavar="FILE")] = None
     """Where the page goes; by default inspect.html in the run's folder."""
+    mauve: Annotated[
+        Annotated[int, Field(ge=20, le=4096)] | None, Flag(panel="What to look at", metavar="N")
+    ] = None
+    """Texts for the model to write, that are compared with as many of held-out text (MAUVE)."""
     windows: Annotated[int, Field(ge=1, le=256)] = 16
     """Of held-out text, that figures are measured on."""
 

@@ -27,9 +27,22 @@ def inspect_table(document: Mapping[str, Any]) -> Table:
     for row in document["widths"]:
         kept = f"{row['state_floats']:,} numbers, {flops(row['flops'])} FLOPs a token"
         rows.append((f"{row['pairs']} phases a head", f"loss {row['loss']:.4f}, {kept}"))
+    if (found := document["mauve"]) is not None:
+        rows.append(("MAUVE", mauve_line(found)))
     for row in document["interference"]:
         shares = f"{row['positive']:.0%} adds up, {row['negative']:.0%} cancels"
         rows.append((f"layer {row['layer']}, head {row['head']}", shares))
     for row in document["concepts"]:
         rows.append((f"concept {row['code']}", " ".join(map(repr, row["tokens"]))))
     return pairs_table(document["run"], rows)
+
+
+def mauve_line(found: Mapping[str, Any]) -> str:
+    """How like held-out text a model's own is, beside the most that could be expected."""
+    shape = f"{found['texts']:,} texts of {found['tokens']} tokens"
+    if found["ceiling"] is None:
+        there, wanted = f"{found['held_out']:,}", f"{2 * found['texts']:,}"
+        beside = f"held-out text with itself is not known: {there} texts, {wanted} needed"
+    else:
+        beside = f"{found['ceiling']:.3f} of held-out text with itself"
+    return f"{found['score']:.3f} of {shape}; {beside}"

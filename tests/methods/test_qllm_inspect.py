@@ -7,22 +7,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import conftest
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from effcli.engine.data.corpus import Split
 from effcli.engine.data.tokenizers import byte_tokenizer
 from effcli.engine.models.interference import Told, interfere, retrieval
 from effcli.engine.models.mixers import Interference
 from effcli.engine.models.phase import Phase
-from effcli.engine.phase import inspecting
+from effcli.engine.phase import inspecting, likeness
 from effcli.engine.phase.gradients import gradient_shares
 from effcli.engine.phase.listening import energies, listening
 from effcli.engine.phase.looking import hear, state_floats
+from effcli.engine.records import Reading, Record
 from effcli.engine.runs import checkpoint
 from effcli.errors import InputError
 from effcli.methods import baseline, qllm, qllm_inspect
@@ -30,6 +34,7 @@ from effcli.settings.baseline import BaselineSettings
 from effcli.settings.layers import resolve
 from effcli.settings.phase import PhaseSettings
 from effcli.settings.qllm import QllmSettings
+from effcli.ui.phases import mauve_line
 
 Eff = Callable[..., tuple[int, str, str]]
 HOSTILE = "<script>alert('x')</script>&<!-- "
@@ -190,7 +195,9 @@ def test_the_document_and_the_page(eff: Eff, run: Path) -> None:
     assert set(document) == {
         *("schema", "command", "run", "page", "measured", "phase", "portrait", "memories"),
         *("gradients", "widths", "rotations", "text", "interference", "concepts"),
+        "mauve",
     }
+    assert document["mauve"] is None
     assert [row["pairs"] for row in document["widths"]] == [2, 4, 6, 8]
     for less, more in pairwise(document["widths"]):
         assert less["state_floats"] < more["state_floats"]
@@ -208,6 +215,59 @@ def test_the_document_and_the_page(eff: Eff, run: Path) -> None:
     page = (run / "inspect.html").read_text("utf8")
     assert page.count("<svg") == 6
     assert "<image" not in page  # which its policy would not show
+
+
+@pytest.mark.usefixtures("draws")
+def test_own_texts_are_compared_with_as_many_of_held_out_text(eff: Eff, run: Path) -> None:
+    command = ("qllm", "inspect", str(run), "--mauve", "20", "--out", "page.html")
+    code, out, err = eff(*command, "--json")
+    assert code == 0, err
+    found = json.loads(out)["mauve"]
+    assert (found["texts"], found["tokens"]) == (20, 32)
+    assert found["held_out"] >= 40
+    assert 0 < found["score"] < found["ceiling"] <= 1 + 1e-9  # after four steps
+    page = Path("page.html").read_text("utf8")
+    assert "MAUVE of 20 own texts of 32 tokens" in page
+    assert f"{found['ceiling']:.3f} of held-out text with itself" in page
+    assert f"{found['ceiling']:.3f} of held-out text with itself" in mauve_line(found)
+
+
+class _HeldOut(Split):
+    """So many texts, and no more."""
+
+    def __init__(self, texts: int) -> None:
+        self.texts = texts
+
+    def windows(self, length: int) -> int:
+        return self.texts
+
+    def read(self, starts: Any, count: int) -> Any:
+        return np.random.default_rng(0).integers(0, 257, (len(starts), count))
+
+
+def test_too_little_held_out_text_is_said() -> None:
+    model, held_out = _model(context=8), _HeldOut(39)
+    likeness.require_texts(held_out, 39, 8)
+    with pytest.raises(InputError, match="has 39 texts of 8 tokens, and 40 are asked for") as told:
+        likeness.require_texts(held_out, 40, 8)
+    assert told.value.hint == "--mauve 39 is the most"
+    found = likeness.likeness(model, byte_tokenizer(""), held_out, 20, lambda _: None)
+    assert found["ceiling"] is None
+    assert "not known: 39 texts, 40 needed" in mauve_line(found)
+    assert likeness.text_length(_model(context=9999)) == likeness.LONGEST
+
+
+def test_writing_tells_how_far_it_is() -> None:
+    model, told = _model(), list[Record]()
+    texts = likeness.written(model, byte_tokenizer(""), 66, 4, told.append)
+    assert texts.shape == (66, 4)
+    again = likeness.written(model, byte_tokenizer(""), 66, 4, lambda _: None)
+    assert torch.equal(texts, again)
+    assert len({tuple(row) for row in texts.tolist()}) > 60
+    shares = [one.share for one in told if isinstance(one, Reading) and one.share is not None]
+    assert len(shares) == 2 * 4
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
 
 
 @pytest.mark.usefixtures("draws")
@@ -241,6 +301,10 @@ def test_without_its_corpus_a_model_is_measured_on_the_text(
     assert code == 2
     assert "not there any more" in err
     assert "--text" in err
+    code, _, err = eff("qllm", "inspect", run, "--text", text, "--mauve", "20")
+    assert code == 2
+    assert "not there any more" in err
+    assert "leave out --mauve" in err
     if windows > 1:  # drawn often enough
         monkeypatch.setattr(qllm_inspect, "write_inspection", lambda *_: None)
     given = ("--text", text, "--out", "page.html", "--json")
@@ -263,6 +327,8 @@ def test_without_its_corpus_a_model_is_measured_on_the_text(
         (["RUN", "--out", "mine.txt"], "mine.txt is not a page of eff"),
         (["RUN", "--out", "no/page.html"], "there is no folder no"),
         (["RUN", "--set", "windows=0"], "windows: should be greater"),
+        (["RUN", "--mauve", "19"], "mauve: should be greater than or equal to 20"),
+        (["RUN", "--mauve", "4097"], "mauve: should be less than or equal to 4096"),
     ],
 )
 def test_bad_input_is_one_line(eff: Eff, run: Path, arguments: list[str], message: str) -> None:
