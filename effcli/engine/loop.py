@@ -76,7 +76,7 @@ class Parts:
             zeros = torch.zeros(shape, dtype=torch.long, device=self.device.torch)
             self.model.train(is_training)
             with torch.set_grad_enabled(is_training):
-                loss = self.objective(self.model, Batch(zeros, zeros, zeros[:, 0])).mean
+                loss = self.objective(self.model, Batch(zeros, zeros, zeros[:, 0].cpu())).mean
             if is_training:
                 loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.zero_grad()

@@ -26,7 +26,7 @@ class Batch:
     inputs: Int[Tensor, "batch time"]
     targets: Int[Tensor, "batch time"]
     ids: Int[Tensor, " batch"]
-    """The number of each sequence in its corpus."""
+    """The number of each sequence in its corpus; never on a GPU, where to read it is to wait."""
     weights: Float[Tensor, " batch"] | None = None
     """Of each sequence's loss, with a mean of about 1; none are ones."""
 
@@ -40,10 +40,10 @@ class Batch:
         return Batch(self.inputs[part], self.targets[part], self.ids[part], weights)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device; a GPU fetches it while it works."""
+        """The same batch on another device, but for its numbers; a GPU fetches as it works."""
         weights = None if self.weights is None else sent(self.weights, device)
         inputs, targets = sent(self.inputs, device), sent(self.targets, device)
-        return Batch(inputs, targets, sent(self.ids, device), weights)
+        return Batch(inputs, targets, self.ids, weights)
 
 
 def sent(part: Tensor, device: torch.device) -> Tensor:

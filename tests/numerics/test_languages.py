@@ -245,6 +245,10 @@ def test_aligning_is_the_same_in_parts_and_costs_what_it_computes(place: Path) -
     assert plain < bill < 2 * plain
     drawn = objective(model, Batch(batch.inputs, batch.targets, batch.ids + 1)).mean
     assert drawn != whole  # other sequences bring other pairs
+    away = [part.to(torch.device("meta")) for part in parts]  # from where nothing can be read
+    for here, there in zip(parts, away, strict=True):
+        for texts, same in zip(objective._texts(here), objective._texts(there), strict=True):
+            assert [text.tolist() for text in texts] == [text.tolist() for text in same]
 
 
 def test_texts_are_told_apart_by_their_own() -> None:

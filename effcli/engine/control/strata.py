@@ -19,7 +19,7 @@ from torch import Tensor
 from effcli.engine.data.corpus import Split
 from effcli.engine.data.order import mix64, permuted
 from effcli.engine.processes import Processes
-from effcli.engine.protocols import Batch, Loss
+from effcli.engine.protocols import Batch, Loss, sent
 from effcli.engine.records import Record
 from effcli.engine.selection.clusters import find_clusters
 from effcli.errors import InputError
@@ -123,7 +123,7 @@ class Stratified:
         if self._clusters.device != losses.device:
             self._clusters = self._clusters.to(losses.device)
             self._heard = self._heard.to(losses.device)
-        clusters = self._clusters[batch.ids]
+        clusters = self._clusters[sent(batch.ids, losses.device)]
         self._heard = self._heard.index_add(
             1, clusters, torch.stack((losses, losses.new_ones(len(losses))))
         )

@@ -40,7 +40,7 @@ class Aligning:
     def _texts(self, batch: Batch) -> tuple[list[Ids], list[Ids]]:
         """Texts in one language each and in another, two rows in a row by each chosen sequence."""
         count, languages = len(self._pairs.rows), len(self._pairs.languages)
-        ids = torch.arange(len(batch)) if batch.ids.is_meta else batch.ids.cpu()  # only planned
+        ids = torch.arange(len(batch)) if batch.ids.is_meta else batch.ids  # only planned
         keys = mix64_array(ids.numpy().astype(np.uint64) ^ np.uint64(self._seed))
         keys = keys[keys % np.uint64(2) == 0]
         drawn = [mix64_array(keys + np.uint64(number)) for number in range(4)]

@@ -13,6 +13,7 @@ from torch import Tensor
 from effcli.engine.data.tokenizers import Tokenizer
 from effcli.engine.models.phase import Phase
 from effcli.engine.phase.coherence import phasors
+from effcli.engine.protocols import sent
 from effcli.errors import InputError
 from effcli.registry import suggestion
 
@@ -94,4 +95,4 @@ def _padded(
     for row, ids in enumerate(texts):
         tokens[row, : len(ids)] = ids
         counts[row, min(1, len(ids) - 1) : len(ids)] = 1
-    return torch.from_numpy(tokens).to(device), torch.from_numpy(counts).to(device)
+    return sent(torch.from_numpy(tokens), device), sent(torch.from_numpy(counts), device)
