@@ -50,6 +50,13 @@ def run(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small a model is nowhere faster than on one."""
+    one = qllm_inspect.CPU.model_copy(update={"threads": 1})
+    monkeypatch.setattr(qllm_inspect, "CPU", one)
+
+
 def _model(**more: object) -> Phase:
     """Small, with weights of which every one does something."""
     shape = {"layers": 2, "width": 16, "heads": 2, "context": 32, "chunk": 4, **more}

@@ -216,7 +216,8 @@ def _model(*assignments: str, recompute: bool = False) -> Phase:
     assert isinstance(model, Phase)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    Device(DeviceSettings(name="cpu", precision="float32", recompute=recompute)).adopt(model)
+    where = DeviceSettings(name="cpu", threads=1, precision="float32", recompute=recompute)
+    Device(where).adopt(model)
     return model
 
 
