@@ -71,9 +71,9 @@ def test_features_are_of_each_text_alone() -> None:
     found = text_features(model.train(), texts)
     assert model.training
     assert found.shape == (len(texts), 16)
-    assert np.square(found).mean(1) == pytest.approx(np.ones(len(texts)), rel=1e-3)
+    assert (np.square(found).mean(1) < 1).all()  # means of states whose squares have a mean of 1
     alone = text_features(model, texts[-1:])
     assert found[-1:] == pytest.approx(alone, abs=1e-5)
     changed = texts.clone()
     changed[:, -1] = (changed[:, -1] + 1) % 257
-    assert (np.abs(text_features(model, changed) - found).max(1) > 1e-3).all()
+    assert (np.abs(text_features(model, changed) - found).max(1) > 1e-4).all()

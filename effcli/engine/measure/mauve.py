@@ -27,11 +27,15 @@ Points = Float[NDArray[np.float64], "texts features"]
 
 @torch.no_grad()
 def text_features(model: LanguageModel, texts: Int[Tensor, "texts time"]) -> Points:
-    """What the model makes of each text: its last hidden state at the last position."""
+    """What the model makes of each text: its last hidden states, a mean over positions.
+
+    That at the last position alone mostly knows the last token: in 400 texts of 128 tokens it
+    found shuffled text as good as any.
+    """
     was_training = model.training
     model.eval()
     parts = torch.split(texts.to(model.head.device), AT_ONCE)
-    found = torch.cat([rms_norm(model.features(part)[:, -1].float()) for part in parts])
+    found = torch.cat([rms_norm(model.features(part).float().mean(1)) for part in parts])
     model.train(was_training)
     return found.double().cpu().numpy()
 
