@@ -4,7 +4,6 @@ import math
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -67,18 +66,14 @@ class Session:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
         if error is not None and not isinstance(error, EffError | KeyboardInterrupt):
             name = f"error-{launch.rank()}.log" if launch.rank() else "error.log"
             (self.run.folder / name).write_text("".join(traceback.format_exception(error)))
         if isinstance(error, InputError):
             self.run.withdraw()  # settings that cannot be run keep no folder from better ones
         self._stack.close()
+        self.drive = train  # a method's own knows this session: a circle that keeps the model
 
     def _open(self) -> None:
         self.corpus = text_of(self.settings)

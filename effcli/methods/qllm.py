@@ -57,7 +57,7 @@ def run(settings: QllmSettings, watch: Watch = unwatched, stop: Stop = never) ->
             if not checkpoint.steps(session.run.checkpoints):
                 _begin(session, asked)
             _attune(session, asked, pairs)
-            if why := parts.model.unfused:
+            if asked.device.compile != "on" and (why := parts.model.unfused):
                 watch(Notice(why))
 
         def drive(parts: Parts, *, stop: Stop) -> Iterator[Record]:

@@ -44,7 +44,7 @@ def inspect(settings: InspectSettings, watch: Watch = unwatched) -> dict[str, An
     given = None if settings.text is None else _ids(settings.text, tokenizer)
     corpus = _corpus(run)
     if settings.mauve is not None:
-        _require_texts(corpus, settings, model)
+        _require_texts(corpus, settings, model, tokenizer)
     windows, name = _windows(settings, corpus, max(2, model.context), given)
     drawn = (windows[0] if given is None else given)[:DRAWN]
     heard = hear(model, windows)
@@ -84,13 +84,15 @@ def _require_room(page: Path, run: Path) -> None:
         raise InputError(f"there is no folder {page.parent}", "choose another --out")
 
 
-def _require_texts(corpus: Corpus | None, settings: InspectSettings, model: Phase) -> None:
+def _require_texts(
+    corpus: Corpus | None, settings: InspectSettings, model: Phase, tokenizer: Tokenizer
+) -> None:
     """Refuse to compare texts with what is not there, before anything is measured."""
     if corpus is None:
         message = f"mauve: the held-out text of the run in {settings.run} is not there any more"
         raise InputError(message, "leave out --mauve")
     assert settings.mauve is not None
-    require_texts(corpus.val, settings.mauve, text_length(model))
+    require_texts(corpus.val, tokenizer, settings.mauve, text_length(model))
 
 
 def _ids(text: str, tokenizer: Tokenizer) -> Tensor:

@@ -102,7 +102,7 @@ class QllmSettings(TrainSettings):
         if self.energies != "on" and self.curriculum != fields["curriculum"].default:
             raise ValueError("curriculum has no effect without --energies on")
         if self.device.compile == "on" and self.is_heard:
-            raise ValueError("energies and pairs are heard where nothing is compiled")
+            raise ValueError("energies, concepts and pairs are heard where nothing is compiled")
         if self.device.compile == "on" and self.grows:
             raise ValueError("a model that grows is not compiled: every size would be anew")
         if self.grows and self.model.name not in ("gpt", "phase"):
@@ -135,7 +135,8 @@ class QllmSettings(TrainSettings):
     @property
     def is_heard(self) -> bool:
         """Whether more is trained on than the next token."""
-        return self.energies == "on" or self.align is not None
+        has_concepts = isinstance(self.model, PhaseSettings) and self.model.concepts > 0
+        return self.energies == "on" or has_concepts or self.align is not None
 
     def for_text(self, tokens: int) -> Self:
         """Not compiled where somebody listens, or the model grows."""

@@ -254,10 +254,13 @@ class _HeldOut(Split):
 
 def test_too_little_held_out_text_is_said() -> None:
     model, held_out = _model(context=8), _HeldOut(39)
-    likeness.require_texts(held_out, 39, 8)
+    letters = byte_tokenizer("")
+    likeness.require_texts(held_out, letters, 39, 8)
     with pytest.raises(InputError, match="has 39 texts of 8 tokens, and 40 are asked for") as told:
-        likeness.require_texts(held_out, 40, 8)
+        likeness.require_texts(held_out, letters, 40, 8)
     assert told.value.hint == "--mauve 39 is the most"
+    with pytest.raises(InputError, match="first language alone"):
+        likeness.require_texts(held_out, letters.marked(["en", "de"]), 20, 8)
     found = likeness.likeness(model, byte_tokenizer(""), held_out, 20, lambda _: None)
     assert found["ceiling"] is None
     assert "not known: 39 texts, 40 needed" in mauve_line(found)

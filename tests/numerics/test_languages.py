@@ -239,6 +239,14 @@ def test_aligning_is_the_same_in_parts_and_costs_what_it_computes(place: Path) -
     parts = [batch.part(at, at + 4) for at in (0, 4, 8)]
     together = torch.stack([objective(model, part).mean for part in parts]).mean()
     torch.testing.assert_close(whole, together)
+    gradients = []
+    for cut in ([batch], parts):
+        model.zero_grad()
+        for part in cut:
+            (objective(model, part).mean * len(part) / len(batch)).backward()
+        gradients.append([one.grad.to_dense().clone() for one in model.parameters()])
+    for name, one, other in zip(dict(model.named_parameters()), *gradients, strict=True):
+        assert (one - other).norm() <= 1e-4 * one.norm() + 1e-30, name
     assert whole > NextToken()(model, batch).mean
     (bill,) = objective.flops(model, batch).values()
     (plain,) = NextToken().flops(model, batch).values()

@@ -68,6 +68,14 @@ class TestResets:
         assert (model(tokens)[:, 30:] - model(tokens[:, 30:])).abs().max() > 1e-3
 
 
+def test_with_fewer_phases_too() -> None:
+    model = _model()
+    model.keep(2)
+    tokens = _text(model)
+    alone = model.features(tokens[:, 30:])
+    assert (model.features(tokens)[:, 30:] - alone).abs().max() < 1e-4
+
+
 def test_positions_are_counted_from_the_last_beginning() -> None:
     begins = torch.tensor([[False, True, False, False, True, True, False]])
     assert since_begin(begins, None).tolist() == [[0, 0, 1, 2, 0, 0, 1]]

@@ -139,17 +139,25 @@ def _attend_near(
         x = F.pad(x, (0, 0, shift, rest - shift))
         return x.reshape(-1, x.shape[-2] // window, window, x.shape[-1])
 
+    ask = blocks(q, 0)
     keys, values = (torch.cat((blocks(x, window), blocks(x, 0)), dim=2) for x in (k, v))
     at = torch.arange(window, device=q.device)
     ago = at[:, None] - torch.arange(-window, window, device=q.device)
     near = _visible(ago, window, None).expand(keys.shape[1], -1, -1).clone()
     near[0, :, :window] = False  # nothing is before the first
-    if since is not None:
+    if since is not None:  # blocks of a text beside each other, and a mask that all heads share
         own = F.pad(since, (0, rest)).view(len(since), -1, window, 1)
-        near = (near & (ago <= own)).repeat_interleave(shape[1], 0)
-    ask = blocks(q, 0)
+        near = (near & (ago <= own)).flatten(0, 1).unsqueeze(1)
+        ask, keys, values = (_swapped(x, shape[1]) for x in (ask, keys, values))
     y = F.scaled_dot_product_attention(ask, keys, values, attn_mask=near, dropout_p=dropout)
+    if since is not None:
+        y = _swapped(y, y.shape[0] // len(since))
     return y.reshape(*shape[:-2], -1, v.shape[-1])[..., : shape[-2], :]
+
+
+def _swapped(x: Tensor, count: int) -> Tensor:
+    """The second axis instead of the `count` that are within the first."""
+    return x.reshape(-1, count, *x.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
 class Shift(nn.Module):

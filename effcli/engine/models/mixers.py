@@ -83,15 +83,13 @@ class PhaseMixer(nn.Module, ABC):
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def phasors(
-        self, x: Tensor, angles: Tensor | None, counts: Tensor | None
+        self, x: Tensor, angles: Tensor | None, kept: Tensor | None
     ) -> Float[Tensor, "batch heads time channels"]:
-        """Of length 1 by head, turned by the angles; in float32. `counts` are the channels."""
+        """Of length 1 by head, turned by the angles; in float32. Channels not `kept` are 0."""
         x = self.by_head(x).float()
         left = x.shape[-1]  # as if what was cut off were zeros
-        x = (
-            rms_norm(x if counts is None else x * counts, 1e-6 * (self.channels / left))
-            * left**-0.5
-        )
+        x = x if kept is None else x * kept
+        x = rms_norm(x, 1e-6 * (self.channels / left)) * left**-0.5
         return x if angles is None else rotate(x, angles)
 
     def keep(self, pairs: int) -> Tensor:

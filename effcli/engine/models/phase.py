@@ -77,8 +77,13 @@ class PhaseTrunk(Trunk):
         """What a third of the layers find, in no language."""
         told = self.told(tokens, 0, None)
         x, extras = self.begun(tokens, 0, told, None)
+        named = [one for one in self.modules() if isinstance(one, Concepts)]
+        for one in named:
+            one.steers = False  # texts that are compared are padded
         for layer in range(third(len(self.blocks)) + 1):
             x = self.blocks[layer](x, told, None, layer, extras[layer] if extras else None)
+        for one in named:
+            one.steers = True
         return shared(x, told)
 
     def block(self, s: GPTSettings, layer: int) -> Block:

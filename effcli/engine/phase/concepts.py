@@ -15,7 +15,7 @@ from effcli.engine.phase.coherence import exact
 
 SHARPNESS = 10.0  # of the softmax over cosines, at first
 PRIOR = 2.0  # logits that a token adds to its own concept, at first
-LIGHT = 1e-7  # of a gradient that only its sign matters of, so that it clips no others
+LIGHT = 1e-7  # of a gradient of which Adam takes the sign: too small to have others clipped
 
 
 class Concepts(nn.Module):
@@ -30,6 +30,9 @@ class Concepts(nn.Module):
     added, which training moves against how much that is used (as that of experts without a loss,
     Wang et al. 2024, arXiv 2408.15664).
     """
+
+    steers = True
+    """Whether what is read now moves center and balance."""
 
     def __init__(
         self,
@@ -75,11 +78,14 @@ class Concepts(nn.Module):
 
         `tokens` are needed where there is a prior.
         """
-        probable = self.assign(x, tokens)
+        query = self._centered(x)
+        probable = self._compared(query, tokens)
         weights = strongest(probable, self.top)
-        used = weights.detach().sum((0, 1))
-        weights = steering(weights, self.balance, used - used.mean()).to(x.dtype)
-        added = self.output(weights @ self.codes_embedding.to(x.dtype))
+        if self.steers:
+            used = weights.detach().sum((0, 1))
+            weights = steering(weights, self.balance, used - used.mean())
+            weights = steering(weights, self.center, -query.detach().sum((0, 1)))
+        added = self.output(weights.to(x.dtype) @ self.codes_embedding.to(x.dtype))
         return x + added, probable
 
     def assign(
@@ -88,19 +94,24 @@ class Concepts(nn.Module):
         tokens: Int[Tensor, "batch time"] | None = None,
     ) -> Float[Tensor, "batch time codes"]:
         """How probable each code is, with a sum of 1 over codes, in float32."""
+        return self._compared(self._centered(x), tokens)
+
+    def queries(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time channels"]:
+        """What codes are compared with: directions of length 1, in float32."""
+        return F.normalize(self._centered(x), dim=-1)
+
+    def _centered(self, x: Tensor) -> Float[Tensor, "batch time channels"]:
+        return F.normalize(exact(self.query(rms_norm(x))), dim=-1) - self.center.detach()
+
+    def _compared(self, query: Tensor, tokens: Tensor | None) -> Float[Tensor, "batch time codes"]:
         assert (tokens is not None) == self.has_prior, "a prior needs tokens"
-        query = self.queries(x)
-        with torch.autocast(x.device.type, enabled=False):
+        query = F.normalize(query, dim=-1)
+        with torch.autocast(query.device.type, enabled=False):
             near = query @ F.normalize(exact(self.codes_embedding), dim=-1).T
         logits = self.log_sharpness.exp() * (near + self.balance.detach())
         if tokens is not None:
             logits = logits + self.prior_table(tokens)
         return logits.softmax(-1)
-
-    def queries(self, x: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time channels"]:
-        """What codes are compared with: directions of length 1, in float32."""
-        query = F.normalize(exact(self.query(rms_norm(x))), dim=-1) - self.center.detach()
-        return F.normalize(steering(query, self.center, -query.detach().sum((0, 1))), dim=-1)
 
     @torch.no_grad()
     def set_prior(self, coordinates: NDArray[Any], seed: int = 0) -> None:

@@ -19,7 +19,9 @@ def gradient_shares(model: Phase, tokens: Int[Tensor, "batch time"]) -> dict[str
     By the weights of the blocks, at a weight of 1; the model as it is when it is used. A cosine
     above 0 is an energy that goes down where the loss does.
     """
-    weights = [one for one in model.trunk.blocks.parameters() if one.requires_grad]
+    named = model.trunk.blocks.named_parameters()
+    steered = (".balance", ".center")  # whose gradients are none of a loss
+    weights = [one for name, one in named if one.requires_grad and not name.endswith(steered)]
     with torch.enable_grad(), listening(model) as heard:
         some = tokens[: max(1, MOST // tokens.shape[1])]
         logits = model.logits(model.trunk.forward(some[:, :-1]))

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from effcli.engine.data.tokenizers import SEPARATOR, Tokenizer
-from effcli.engine.models.interference import retrieval
+from effcli.engine.models.interference import SMALLEST, retrieval
 from effcli.engine.models.mixers import Interference, PhaseMixer
 from effcli.engine.models.phase import Phase
 from effcli.engine.objectives.cross_entropy import head_loss
@@ -130,9 +130,16 @@ def maps(model: Phase, tokens: Int[Tensor, " time"]) -> list[Map]:
 
 
 def half_lives(heard: Heard) -> list[Float[Tensor, "heads states positions"]]:
-    """Of each layer with memories, how long what is written stays, in positions, as read."""
-    lives = [math.log(2) / (-told.decays).clamp(min=1e-30) for told in heard.told]
-    return [each.movedim(0, 2).flatten(2) for each in lives]
+    """Of each layer with memories, how long what is written stays, in positions, as read.
+
+    Where a document ends all memories, none of them says so of itself.
+    """
+    found = []
+    for told in heard.told:
+        decays = told.decays.movedim(0, 2).flatten(2)
+        ends = (decays <= SMALLEST).all(0).all(0)
+        found.append(math.log(2) / (-decays[..., ~ends]).clamp(min=1e-30))
+    return found
 
 
 def memories(model: Phase, heard: Heard) -> list[dict[str, Any]]:

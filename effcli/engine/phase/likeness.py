@@ -24,8 +24,11 @@ def text_length(model: LanguageModel) -> int:
     return min(LONGEST, model.context)
 
 
-def require_texts(held_out: Split, count: int, length: int) -> None:
-    """Refuse to compare with more texts than there are."""
+def require_texts(held_out: Split, tokenizer: Tokenizer, count: int, length: int) -> None:
+    """Refuse to compare with more texts than there are, or in other languages."""
+    if tokenizer.marks:
+        hint = "--mauve is for runs without --languages"
+        raise InputError("mauve: the model would write in its first language alone", hint)
     if (there := held_out.windows(length)) >= count:
         return
     hint = f"--mauve {there} is the most" if there >= LEAST else "prepare more text"
@@ -38,7 +41,8 @@ def likeness(
 ) -> dict[str, Any]:
     """MAUVE of so many texts of the model and of held-out text, and of two halves of the latter.
 
-    Halves are every second text of twice as many. Without so many the ceiling is not known.
+    Halves are every second text of twice as many. Without so many the ceiling is not known. The
+    model's texts begin where documents do, held-out ones anywhere: that much they differ.
     """
     length, has_ceiling = text_length(model), True
     windows = torch.from_numpy(held_out.read(held_out.spread(length, 2 * count), length))
