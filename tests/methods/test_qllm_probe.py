@@ -11,14 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from effcli.engine.models.gpt import GPT
 from effcli.engine.models.layers import Cache
-from effcli.engine.models.mixers import Interference
+from effcli.engine.models.mixers import Interference, PhaseAttention
 from effcli.engine.phase.probes import KEYS, MODULUS, PAIRS, PROBES, SYMBOLS, VALUES, Drawn
 from effcli.engine.records import Notice, Record
 from effcli.errors import DivergedError, Stopped
 from effcli.methods import qllm_probe
 from effcli.settings.phase import PhaseSettings
-from effcli.settings.qllm import ARMS, TASKS, ProbeSettings
+from effcli.settings.qllm import ARMS, TASKS, ProbeSettings, Recipe
 
 Eff = Callable[..., tuple[int, str, str]]
 BATCH = 5
@@ -150,7 +151,7 @@ def test_the_same_layer_without_turns_says_one_thing_only() -> None:
 
 def test_every_arm_answers_every_task() -> None:
     seen: list[Record] = []
-    asked = SMALL.model_copy(update={"tasks": TASKS, "arms": ARMS})
+    asked = SMALL.model_copy(update={"tasks": TASKS, "arms": ARMS, "layers": 2})
     document = qllm_probe.run(asked, seen.append)
     results = document["results"]
     assert [(one["task"], one["arm"]) for one in results] == [(t, a) for t in TASKS for a in ARMS]
@@ -159,6 +160,42 @@ def test_every_arm_answers_every_task() -> None:
     assert [type(record) for record in seen] == [Notice] * len(results)
     again = qllm_probe.run(asked.model_copy(update={"tasks": TASKS[2:3], "arms": ARMS[:1]}))
     assert again["results"] == [results[2 * len(ARMS)]]
+
+
+def test_arms_are_the_models_that_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    models: dict[str, GPT] = {}
+    make = qllm_probe._model
+
+    def kept(arm: str, *rest: Any) -> GPT:
+        return models.setdefault(arm, make(arm, *rest))
+
+    monkeypatch.setattr(qllm_probe, "_model", kept)
+    qllm_probe.run(SMALL.model_copy(update={"tasks": ("recall",)}))
+    assert tuple(models) == ARMS
+    mixers = {name: [one.attention for one in model.trunk.blocks] for name, model in models.items()}
+    assert [type(one) for one in mixers["hybrid"]] == [Interference, PhaseAttention]
+    assert mixers["hybrid"][1].window == 4 * SMALL.length + 1
+    for name in ("data", "rope", "none", "delta"):
+        assert all(isinstance(one, Interference) for one in mixers[name])
+        assert {one.is_delta for one in mixers[name]} == {name == "delta"}
+        assert {one.phases.way for one in mixers[name]} == {"data" if name == "delta" else name}
+
+
+def test_a_task_brings_what_is_not_asked_for() -> None:
+    usual, asked = ProbeSettings(), ProbeSettings(steps=7, lr=1.0, arms=("gpt",))
+    for task in ("parity", "modular"):  # what documented results were measured with
+        assert usual.recipe(task) == Recipe(("data", "rope", "none", "gpt"), 400, 1, 3e-3, 0.2)
+    for task in TASKS:
+        recipe, given = usual.recipe(task), asked.recipe(task)
+        assert (given.steps, given.lr, given.arms) == (7, 1.0, ("gpt",))
+        assert (given.layers, given.scalar_rate) == (recipe.layers, recipe.scalar_rate)
+    assert usual.recipe("recall").arms == usual.recipe("copy").arms == ARMS
+
+
+def test_short_copies_are_learned_at_once() -> None:
+    asked = ProbeSettings(tasks=("copy",), arms=("hybrid",), seeds=1, steps=300, length=8)
+    (hybrid,) = qllm_probe.run(asked)["results"]
+    assert hybrid["accuracy_1x"] >= 0.7  # 0.36 at the rates of parity, 0.06 by chance
 
 
 def test_short_parities_are_learned_at_once() -> None:
@@ -209,6 +246,8 @@ def test_the_command_shows_means_or_all_of_it(eff: Eff) -> None:
         (["--arms", "date"], "there is no arm called 'date'\nhint: did you mean 'data'?"),
         (["--seeds", "0"], "seeds: should be greater than or equal to 1"),
         (["--length", "4"], "length: should be greater than or equal to 8"),
+        (["--arms", "data,hybrid"], "arms: hybrid has no effect in one layer; --set layers=2"),
+        (["recall", "--set", "layers=1"], "arms: hybrid has no effect in one layer"),
         (["--set", "width=30"], "width: should be a multiple of 4"),
     ],
 )
