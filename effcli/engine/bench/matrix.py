@@ -121,13 +121,8 @@ class Matrix:
 
     @cache  # noqa: B019 - there is one matrix in a process
     def trials(self, name: str, teacher: str = "") -> list[Cell]:
-        """The trials of an arm, in the order of `tried`: a quarter of the budget of all arms each.
-
-        That is the largest one that every arm has: a reference that runs for longer, too, is
-        tuned for what it is compared at, by trials that are no longer than those of others.
-        """
-        seed, all_arms = self.suite.tuning_seed, self.suite.arms.values()
-        share = HORIZON * min(max(arm.shares or self.tier.shares) for arm in all_arms)
+        """The trials of an arm, in the order of `tried`: a quarter of its largest budget each."""
+        seed, share = self.suite.tuning_seed, HORIZON * self.shares(name)[-1]
         bare = {f"evaluation.{name}": value for name, value in EvaluationSettings.BARE.items()}
         looks = {"eval_every": 0, **bare}
         return [
