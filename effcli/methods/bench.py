@@ -158,8 +158,8 @@ class _Runner:
             if self._work.store.finished(cell.id) is None:
                 self._watch(CellBegun(cell.title, *self._work.progress()))
                 status, loss = self._finish(cell, chain)
-                if cell.is_trial and self._work.chosen(cell.arm) is not None:
-                    _remembered(self._work, self._settings)  # the arm's runs have names now
+                if cell.is_trial:
+                    _remembered(self._work, self._settings)  # others may have names now
                 told = (*self._work.progress(), self._work.standing())
                 self._watch(CellDone(cell.title, status, loss, *told))
 

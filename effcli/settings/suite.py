@@ -77,6 +77,14 @@ class Tier(Settings):
     seeds: Seeds = 5
     trials: Annotated[int, Field(ge=0, le=64)] = 8
     """Short runs of every arm that is tuned."""
+    finals: Annotated[int, Field(ge=0, le=16)] = 0
+    """Of these the best so many are tried again, at the whole budget; 0 goes by the short runs."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if self.finals == 1 or self.finals > self.trials:
+            raise ValueError("finals: some of the trials are tried again, 2 at least")
+        return self
 
 
 class Suite(Settings):

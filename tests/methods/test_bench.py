@@ -101,6 +101,27 @@ def test_a_suite_runs_to_its_end_and_never_runs_a_cell_twice(
     assert not again
 
 
+def test_the_best_trials_are_tried_again_and_the_best_of_those_is_chosen(
+    suite: Path, corpus_folder: Path
+) -> None:
+    text = SUITE.replace("trials = 2", "trials = 4\nfinals = 2").replace("seeds = 2", "seeds = 1")
+    suite.write_text(text)
+    seen: list[Record] = []
+    document = bench.run(_settings(suite, corpus_folder), seen.append)
+    done = [record for record in seen if isinstance(record, CellDone)]
+    assert len(done) == 2 * (4 + 2 + 2)
+    assert [record.done for record in done] == list(range(1, len(done) + 1))
+    matrix = Matrix(read_suite(str(suite)), "smoke", str(corpus_folder), "hash")
+    for arm in document["arms"]:
+        tuning = arm["tuning"]
+        trials, finals = tuning["losses"][:4], tuning["losses"][4:]
+        assert max(finals) < min(trials)  # which have read a quarter as much
+        best = sorted(range(4), key=trials.__getitem__)[:2]
+        chosen = best[finals.index(min(finals))]
+        assert tuning["chosen"] == matrix.tried(arm["name"])[chosen]
+        assert tuning["trials"] == 6
+
+
 def test_figures_are_those_of_the_same_command_by_hand(
     suite: Path, corpus_folder: Path, place: Path
 ) -> None:
@@ -327,6 +348,7 @@ def test_no_cell_begins_that_would_end_too_late(suite: Path, corpus_folder: Path
         (("shares = [0.5, 1.0]", "shares = [0.5, 0.5]"), "line 22: .*stands there twice"),
         (("shares = [0.5, 1.0]", "shares = []"), "line 22: tiers.smoke.shares"),
         (("seeds = 2", "seeds = 41"), "less than or equal to 40"),
+        (("trials = 2", "trials = 2\nfinals = 1"), "finals: some of the trials"),
         (("references", "include = 5\nreferences"), "line 3: include: .*valid"),
         (("references", 'include = ["none"]\nreferences'), "no shipped suite 'none'"),
         (("[arms.plain]", '[arms.plain]\nknob = {name="steps",low=1,high=9}'), "steps is no knob"),

@@ -22,7 +22,7 @@ from effcli.engine.bench.analysis import (
     multipliers,
 )
 from effcli.engine.bench.export import markdown
-from effcli.engine.bench.matrix import Cell, Matrix, source_hash
+from effcli.engine.bench.matrix import Cell, source_hash
 from effcli.engine.bench.page import write_bench
 from effcli.engine.bench.statistics import FEWEST
 from effcli.engine.bench.store import Store
@@ -57,12 +57,13 @@ def plan_of(work: Work, settings: BenchSettings) -> dict[str, Any]:
             "seeds": list(work.seeds),
             "tuning_seed": matrix.suite.tuning_seed,
             "trials": matrix.tier.trials,
+            "finals": matrix.tier.finals,
             "margin": matrix.suite.margin,
             "references": matrix.references,
             "subject": matrix.suite.subject,
             "arms": len(matrix.suite.arms),
         },
-        "arms": [_arm(matrix, name) for name in matrix.ordered()],
+        "arms": [_arm(work, name) for name in matrix.ordered()],
         "cells": [_cell(cell) for cell, _ in work.cells()],
     }
 
@@ -107,8 +108,8 @@ def machine(suite: str, given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _arm(matrix: Matrix, name: str) -> dict[str, Any]:
-    arm = matrix.arms[name]
+def _arm(work: Work, name: str) -> dict[str, Any]:
+    matrix, arm = work.matrix, work.matrix.arms[name]
     return {
         "name": name,
         "about": arm.about,
@@ -116,7 +117,7 @@ def _arm(matrix: Matrix, name: str) -> dict[str, Any]:
         "command": arm.command,
         "settings": arm.settings,
         "teacher": arm.teacher,
-        "tried": matrix.tried(name),
+        "chosen": work.chosen(name),
     }
 
 
@@ -198,18 +199,15 @@ def _with_tuning(
         known[cell["id"]] for cell in cells if cell["is_trial"] and cell["arm"] == arm["name"]
     ]
     done = [trial for trial in trials if trial is not None]
-    losses = [trial.get("loss") for trial in done]
-    finite = [loss for loss in losses if loss is not None]
     tuning = None
     if done:
-        best = losses.index(min(finite)) if finite else 0
         tuning = {
             "trials": len(trials),
             **{
                 unit: sum(t.get(unit) or 0 for t in done) for unit in ("tokens", "flops", "seconds")
             },
-            "chosen": arm["tried"][best] if len(done) == len(trials) else {},
-            "losses": losses,
+            "chosen": (arm["chosen"] or {}) if len(done) == len(trials) else {},
+            "losses": [trial.get("loss") for trial in done],
         }
     last = table.of(arm["name"])
     return {

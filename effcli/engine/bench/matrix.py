@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -122,13 +122,19 @@ class Matrix:
     @cache  # noqa: B019 - there is one matrix in a process
     def trials(self, name: str, teacher: str = "") -> list[Cell]:
         """The trials of an arm, in the order of `tried`: a quarter of its largest budget each."""
-        seed, share = self.suite.tuning_seed, HORIZON * self.shares(name)[-1]
+        share, numbers = HORIZON * self.shares(name)[-1], range(len(self.tried(name)))
+        return [self._trial(name, number, share, teacher) for number in numbers]
+
+    def finals(self, name: str, numbers: Iterable[int], teacher: str = "") -> list[Cell]:
+        """Some of the trials once more, at the largest budget that all arms have."""
+        arms = self.suite.arms.values()
+        share = min(max(arm.shares or self.tier.shares) for arm in arms)
+        return [self._trial(name, number, share, teacher) for number in numbers]
+
+    def _trial(self, name: str, number: int, share: float, teacher: str) -> Cell:
         bare = {f"evaluation.{name}": value for name, value in EvaluationSettings.BARE.items()}
-        looks = {"eval_every": 0, **bare}
-        return [
-            self._cell(name, seed, share, ("trial", {**looks, **values}), teacher, is_trial=True)
-            for values in self.tried(name)
-        ]
+        layer = ("trial", {"eval_every": 0, **bare, **self.tried(name)[number]})
+        return self._cell(name, self.suite.tuning_seed, share, layer, teacher, is_trial=True)
 
     @cache  # noqa: B019 - there is one matrix in a process
     def runs(self, name: str, seed: int, teacher: str = "", **chosen: float) -> list[Cell]:

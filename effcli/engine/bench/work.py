@@ -60,19 +60,48 @@ class Work:
         name = self.matrix.arms[arm].teacher
         return None if name is None else self.chain(name, seed)[-1]
 
-    def trials(self, arm: str) -> list[Cell]:
-        """The trials of an arm; their teacher is that of its first run."""
-        teacher = self.teacher(arm, self.seeds[0])
-        return self.matrix.trials(arm, teacher.id if teacher else "")
+    def rounds(self, arm: str) -> tuple[list[Cell], list[Cell]]:
+        """The trials of an arm, and its finals, which are a guess until the trials are done.
 
-    def chosen(self, arm: str) -> dict[str, float] | None:
-        """What the trials of an arm say is best; none before they are done."""
+        Their teacher is that of its first run.
+        """
+        cell = self.teacher(arm, self.seeds[0])
+        teacher = cell.id if cell else ""
+        trials = self.matrix.trials(arm, teacher)
+        return trials, self.matrix.finals(arm, self._best(trials), teacher)
+
+    def trials(self, arm: str) -> list[Cell]:
+        """Both rounds of them."""
+        return [trial for cells in self.rounds(arm) for trial in cells]
+
+    def _best(self, trials: list[Cell]) -> list[int]:
+        """The numbers of those that are tried again."""
+        losses = self._losses(trials) or [0.0] * len(trials)
+        order = sorted(range(len(trials)), key=losses.__getitem__)
+        return order[: self.matrix.tier.finals]
+
+    def _losses(self, trials: list[Cell]) -> list[float] | None:
+        """Of runs that are all done."""
         losses = []
-        for trial in self.trials(arm):
+        for trial in trials:
             if (result := self.store.finished(trial.id)) is None:
                 return None
             losses.append(math.inf if result.get("loss") is None else result["loss"])
-        return self.matrix.tried(arm)[losses.index(min(losses))] if losses else {}
+        return losses
+
+    def chosen(self, arm: str) -> dict[str, float] | None:
+        """What the trials of an arm say is best, in the end its finals; none before that."""
+        trials, finals = self.rounds(arm)
+        losses = self._losses(trials)
+        if losses is None or not losses:
+            return None if losses is None else {}
+        best = losses.index(min(losses))
+        if finals:
+            again = self._losses(finals)
+            if again is None:
+                return None
+            best = self._best(trials)[again.index(min(again))]
+        return self.matrix.tried(arm)[best]
 
     def chain(self, arm: str, seed: int) -> list[Cell]:
         """The runs of an arm and a seed, small budgets first; before its trials, a guess."""
@@ -89,8 +118,9 @@ class Work:
             if teacher is not None and self.store.finished(teacher.id) is None:
                 continue
             if not is_tried:
-                trials = self.trials(arm)
-                yield from ((t, [t]) for t in trials if not self.store.finished(t.id))
+                trials, finals = self.rounds(arm)
+                cells = trials if self._losses(trials) is None else finals
+                yield from ((one, [one]) for one in cells if not self.store.finished(one.id))
                 continue
             chain = self.chain(arm, seed)
             if missing := [cell for cell in chain if not self.store.finished(cell.id)]:
