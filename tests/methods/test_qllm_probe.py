@@ -199,6 +199,7 @@ def test_a_task_brings_what_is_not_asked_for() -> None:
     assert usual.recipe("recall").arms == usual.recipe("copy").arms == ARMS
 
 
+@pytest.mark.slow
 def test_short_copies_are_learned_at_once() -> None:
     asked = ProbeSettings(tasks=("copy",), arms=("hybrid",), seeds=1, steps=300, length=8)
     (hybrid,) = qllm_probe.run(asked)["results"]
