@@ -68,40 +68,32 @@ class Work:
         cell = self.teacher(arm, self.seeds[0])
         teacher = cell.id if cell else ""
         trials = self.matrix.trials(arm, teacher)
-        return trials, self.matrix.finals(arm, self._best(trials), teacher)
+        ranked = self._ranked(trials)
+        best = range(len(trials)) if ranked is None else ranked
+        return trials, self.matrix.finals(arm, best[: self.matrix.tier.finals], teacher)
 
     def trials(self, arm: str) -> list[Cell]:
         """Both rounds of them."""
         return [trial for cells in self.rounds(arm) for trial in cells]
 
-    def _best(self, trials: list[Cell]) -> list[int]:
-        """The numbers of those that are tried again."""
-        losses = self._losses(trials) or [0.0] * len(trials)
-        order = sorted(range(len(trials)), key=losses.__getitem__)
-        return order[: self.matrix.tier.finals]
-
-    def _losses(self, trials: list[Cell]) -> list[float] | None:
-        """Of runs that are all done."""
+    def _ranked(self, trials: list[Cell]) -> list[int] | None:
+        """Their numbers, the best first; none before all of them are done."""
         losses = []
         for trial in trials:
             if (result := self.store.finished(trial.id)) is None:
                 return None
             losses.append(math.inf if result.get("loss") is None else result["loss"])
-        return losses
+        return sorted(range(len(trials)), key=losses.__getitem__)
 
     def chosen(self, arm: str) -> dict[str, float] | None:
         """What the trials of an arm say is best, in the end its finals; none before that."""
         trials, finals = self.rounds(arm)
-        losses = self._losses(trials)
-        if losses is None or not losses:
-            return None if losses is None else {}
-        best = losses.index(min(losses))
-        if finals:
-            again = self._losses(finals)
-            if again is None:
-                return None
-            best = self._best(trials)[again.index(min(again))]
-        return self.matrix.tried(arm)[best]
+        ranked, again = self._ranked(trials), self._ranked(finals)
+        if ranked is None or again is None:
+            return None
+        if not ranked:
+            return {}
+        return self.matrix.tried(arm)[ranked[again[0] if again else 0]]
 
     def chain(self, arm: str, seed: int) -> list[Cell]:
         """The runs of an arm and a seed, small budgets first; before its trials, a guess."""
@@ -119,7 +111,7 @@ class Work:
                 continue
             if not is_tried:
                 trials, finals = self.rounds(arm)
-                cells = trials if self._losses(trials) is None else finals
+                cells = trials if self._ranked(trials) is None else finals
                 yield from ((one, [one]) for one in cells if not self.store.finished(one.id))
                 continue
             chain = self.chain(arm, seed)

@@ -39,7 +39,8 @@ class ConceptBlock(Block):
     ) -> Tensor:
         """The residual stream after this block and its concepts."""
         x = shared(super().forward(x, told, cache, layer, extra), told)
-        x = self.concepts(x, told.tokens if self.concepts.has_prior else None)[0]
+        tokens = told.tokens if self.concepts.has_prior else None
+        x = self.concepts(x, tokens, steers=not told.is_padded)[0]
         return x if told.angles is None else rotate(x, told.angles)
 
 
@@ -75,15 +76,10 @@ class PhaseTrunk(Trunk):
 
     def about(self, tokens: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time width"]:
         """What a third of the layers find, in no language."""
-        told = self.told(tokens, 0, None)
+        told = self.told(tokens, 0, None)._replace(is_padded=True)
         x, extras = self.begun(tokens, 0, told, None)
-        named = [one for one in self.modules() if isinstance(one, Concepts)]
-        for one in named:
-            one.steers = False  # texts that are compared are padded
         for layer in range(third(len(self.blocks)) + 1):
             x = self.blocks[layer](x, told, None, layer, extras[layer] if extras else None)
-        for one in named:
-            one.steers = True
         return shared(x, told)
 
     def block(self, s: GPTSettings, layer: int) -> Block:

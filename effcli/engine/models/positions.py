@@ -20,6 +20,8 @@ class Positions(NamedTuple):
     since: Int[Tensor, "batch time"] | None
     """How many positions of its own document are before each; none where documents do not end
     what is remembered."""
+    is_padded: bool = False
+    """Whether some are no text, so that nothing is to be counted over all of them."""
 
 
 def since_begin(

@@ -31,9 +31,6 @@ class Concepts(nn.Module):
     Wang et al. 2024, arXiv 2408.15664).
     """
 
-    steers = True
-    """Whether what is read now moves center and balance."""
-
     def __init__(
         self,
         width: int,
@@ -73,15 +70,18 @@ class Concepts(nn.Module):
         self,
         x: Float[Tensor, "batch time width"],
         tokens: Int[Tensor, "batch time"] | None = None,
+        *,
+        steers: bool = True,
     ) -> tuple[Float[Tensor, "batch time width"], Float[Tensor, "batch time codes"]]:
         """`x` with its concepts added, and how probable each code was, in float32.
 
-        `tokens` are needed where there is a prior.
+        `tokens` are needed where there is a prior. What is read moves center and balance if it
+        `steers`.
         """
         query = self._centered(x)
         probable = self._compared(query, tokens)
         weights = strongest(probable, self.top)
-        if self.steers:
+        if steers:
             used = weights.detach().sum((0, 1))
             weights = steering(weights, self.balance, used - used.mean())
             weights = steering(weights, self.center, -query.detach().sum((0, 1)))

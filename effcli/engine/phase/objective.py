@@ -19,10 +19,10 @@ class WithEnergies:
         """One forward pass."""
         assert isinstance(model, Phase)
         weights = {name: weight for name, weight in self._weigher.weights.items() if weight}
+        if not weights:
+            return self._inner(model, batch)
         with listening(model) as heard:
             loss = self._inner(model, batch)
-        if not weights:
-            return loss
         found = energies(heard)
         more = torch.stack([w * found[name] for name, w in weights.items() if name in found]).sum()
         return Loss(loss.mean + more, loss.per_sequence, loss.features)
