@@ -11,9 +11,11 @@ from effcli.engine.data.corpus import Corpus
 from effcli.engine.data.marked import Marked, language_of
 from effcli.engine.data.mixed import Mixed
 from effcli.engine.data.tokenizers import Tokenizer
+from effcli.engine.device import Device
 from effcli.engine.loop import Parts
 from effcli.engine.measure.evaluate import HeldOut
 from effcli.engine.measure.floors import ngram_floors
+from effcli.engine.measure.peak import peak_flops
 from effcli.engine.measure.tail import TENTHS, tail_losses
 from effcli.engine.measure.text import WINDOWS, compared
 from effcli.engine.models.generate import write
@@ -27,10 +29,25 @@ from effcli.engine.records import (
 )
 from effcli.engine.runs.files import write_json
 from effcli.engine.runs.logbook import Logbook
+from effcli.engine.runs.page import write_page
+from effcli.engine.runs.report import report_of
+from effcli.engine.runs.rundir import RunDir
 from effcli.settings.generate import SamplingSettings
 from effcli.settings.train import TrainSettings
 
 SAMPLE_TOKENS = 128
+
+
+def write_report(run: RunDir, device: Device, with_page: bool) -> None:
+    """Write down how a run ended; a device is never said to be slower than the run on it was."""
+    report = report_of(run.folder)
+    if report.mfu > 1:
+        seen = report.mfu * report.peak_flops_per_second
+        run.correct({"peak_flops_per_second": peak_flops(device, seen=seen)})
+        report = report_of(run.folder)
+    report.write()
+    if with_page:
+        write_page(run.folder, report)
 
 
 def close_run(

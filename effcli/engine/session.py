@@ -12,7 +12,7 @@ from torch import Tensor
 from effcli import launch
 from effcli.engine import advice
 from effcli.engine.assemble import assemble
-from effcli.engine.closing import close_run
+from effcli.engine.closing import close_run, write_report
 from effcli.engine.data.opening import text_of
 from effcli.engine.device import Device, is_out_of_memory
 from effcli.engine.loop import train
@@ -35,7 +35,6 @@ from effcli.engine.records import (
 from effcli.engine.runs import checkpoint
 from effcli.engine.runs.claim import claimed
 from effcli.engine.runs.logbook import Logbook
-from effcli.engine.runs.page import write_page
 from effcli.engine.runs.report import Report, report_of
 from effcli.engine.runs.rundir import ENV, status
 from effcli.engine.runs.tracking import require, tracked
@@ -191,10 +190,8 @@ class Session:
         self.run.position()
         self.run.seal()
         if self.parts.device.processes.is_first:
-            report = report_of(self.run.folder)
-            report.write()
-            if state == "complete" and self.settings.page:
-                write_page(self.run.folder, report)
+            with_page = state == "complete" and self.settings.page
+            write_report(self.run, self.parts.device, with_page)
         with suppress(ProcessLost, Stopped):  # one that is gone by now has all that it wanted
             self.parts.device.processes.wait()
         return report_of(self.run.folder)

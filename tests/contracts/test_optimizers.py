@@ -17,6 +17,7 @@ from effcli.settings.layers import resolve
 
 def _pair(name: str, *assignments: str) -> tuple[LanguageModel, Optimizer]:
     small = ["model.layers=2", "model.width=16", "model.heads=2", "model.context=8"]
+    small += ["model.pair_rows=64"]
     settings = resolve(
         BaselineSettings, {}, [f"optim.name={name}", *small, "model.bias=true", *assignments]
     ).settings

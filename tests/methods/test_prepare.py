@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain, cycle
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -273,16 +274,16 @@ def test_max_tokens_ends_the_training_split_exactly(place: Path) -> None:
 
 
 def test_a_mix_keeps_its_shares_and_its_order(place: Path) -> None:
-    settings: dict[str, Any] = {
-        "mix": "grammar:1:0.6,grammar-noisy:2:0.3,python:docs:0.1",
-        "tokenizer": "bytes",
-        "max_tokens": 1_200_000,
-    }
+    dice, wanted = Random(0), {"a.jsonl": 0.6, "b.jsonl": 0.3, "c.jsonl": 0.1}
+    for name in wanted:
+        lines = [json.dumps({"text": f"{name} {n} " * dice.randint(1, 99)}) for n in range(900)]
+        (place / name).write_text("\n".join(lines))
+    mix = ",".join(f"{name}:{share}" for name, share in wanted.items())
+    settings: dict[str, Any] = {"mix": mix, "tokenizer": "bytes", "max_tokens": 400_000}
     summary, corpus = _make(**settings)
     shares = summary["mix"]["train"]
-    total = sum(shares.values())
-    for name, share in (("grammar:1", 0.6), ("grammar-noisy:2", 0.3), ("python:docs", 0.1)):
-        assert shares[name] / total == pytest.approx(share, abs=0.01)
+    for name, share in wanted.items():
+        assert shares[name] / sum(shares.values()) == pytest.approx(share, abs=0.01)
     _, again = _make(**settings, out=Path("again"))
     _, other = _make(**settings, out=Path("other"), seed=1)
     assert corpus.hash == again.hash != other.hash

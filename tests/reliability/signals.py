@@ -100,7 +100,7 @@ def _phases(work: Path) -> dict[str, tuple[Phase, Callable[[Path], Any] | None]]
         return [*training(corpus, out, *looks, **flags), "--resume"]
 
     def prepare(out: Path) -> list[Any]:
-        return ["prepare", "grammar-noisy:1", "--max-tokens", "4M", "--quiet", "--out", out]
+        return ["prepare", "grammar-noisy:1", "--max-tokens", "2M", "--quiet", "--out", out]
 
     def generate(_: Path) -> list[Any]:
         return ["generate", trained, "the ", "--max-new-tokens", 400, "--quiet", *_no_threads()]

@@ -134,7 +134,7 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
 
     assert wait(fork(work("whole"))) == 0
     dice = random.Random(2)
-    for number in range(6):
+    for number in range(3):
         for _ in range(3):
             child = fork(work(f"parts-{number}"))
             time.sleep(dice.uniform(0.05, 0.8))

@@ -100,6 +100,10 @@ class RunDir:
         sessions = [*before.get("sessions", []), {"started_at": _now(), "python": sys.version}]
         write_json(self.folder / ENV, {**before, **facts, **environment(), "sessions": sessions})
 
+    def correct(self, facts: dict[str, Any]) -> None:
+        """Replace what turned out to be wrong."""
+        write_json(self.folder / ENV, {**read_json(self.folder / ENV), **facts})
+
     def withdraw(self) -> None:
         """Take back what `begin` wrote, where nothing was done."""
         if not (self.folder / ENV).exists():
@@ -192,6 +196,9 @@ class Bystander(RunDir):
         """Written by the other."""
 
     def describe(self, facts: dict[str, Any]) -> None:
+        """Written by the other."""
+
+    def correct(self, facts: dict[str, Any]) -> None:
         """Written by the other."""
 
     def withdraw(self) -> None:
