@@ -20,10 +20,16 @@ from rich.progress import track
 from rich.table import Table
 
 from effcli.engine.data.prepare import prepare
+from effcli.engine.device import Device
+from effcli.engine.models.phase import Phase
+from effcli.engine.phase.pairs import Pairs
+from effcli.engine.phase.speaking import retrieval
 from effcli.engine.runs.files import write_json
 from effcli.engine.runs.report import report_of
 from effcli.engine.runs.rundir import status
+from effcli.engine.runs.trained import open_trained
 from effcli.methods import qllm
+from effcli.methods.qllm_inspect import CPU
 from effcli.settings.layers import resolve
 from effcli.settings.prepare import PrepareSettings
 from effcli.settings.qllm import QllmSettings
@@ -31,13 +37,15 @@ from effcli.settings.qllm import QllmSettings
 HELD_OUT, PAIRS = 1000, 5000  # lines: the last are held out, of the first some are pairs
 BARE = ["model.pair_rows=0", "model.value_tables=false", "evaluation.texts=0", "page=false"]
 BARE += ["evaluation.floors=false", "evaluation.samples=0", "eval_every=0", "device.threads=1"]
+FEW = 222  # of them, a tenth of which is set aside
 ARMS: dict[str, tuple[int, dict[str, str]]] = {
-    "first": (1, {}),
-    "second": (1, {}),
-    "both": (2, {"align_weight": "0"}),
-    "aligned": (2, {}),
-    "aligned, concepts": (2, {"model.concepts": "256"}),
-    "semantic": (2, {"align_weight": "0", "phase_init": "semantic"}),
+    "first": (0, {}),
+    "second": (0, {}),
+    "both": (PAIRS, {"align_weight": "0"}),
+    "aligned": (PAIRS, {}),
+    "aligned, few pairs": (FEW, {}),
+    "aligned, concepts": (PAIRS, {"model.concepts": "256"}),
+    "semantic": (PAIRS, {"align_weight": "0", "phase_init": "semantic"}),
 }
 Rows = list[tuple[str, str]]
 
@@ -84,24 +92,43 @@ def corpora(rows: Rows, names: list[str], work: Path) -> dict[str, Path]:
 
 def run(arm: str, seed: int, tokens: int, names: list[str], work: Path) -> dict[str, Any]:
     """The report of a run, which is made if there is none yet."""
-    languages, sets = ARMS[arm]
-    folder = work / "runs" / f"{arm.replace(', ', '-')}-{seed}"
-    own = names if languages == 2 else [names[["first", "second"].index(arm)]]
+    pairs, sets = ARMS[arm]
+    folder = work / "runs" / arm.replace(",", "").replace(" ", "-") / str(seed)
+    own = names if pairs else [names[["first", "second"].index(arm)]]
     flags: dict[str, Any] = {
-        "data": str(work / (arm if languages == 1 else "both")),
+        "data": str(work / ("both" if pairs else arm)),
         "languages": ",".join(own),
-        "tokens": languages * tokens,
+        "tokens": len(own) * tokens,
         "seed": seed,
         "out": folder,
         "resume": folder.exists(),
     }
-    if languages == 2:
-        flags["align"] = str(work / "pairs.tsv")
+    if pairs:
+        flags["align"] = str(work / f"pairs-{pairs}.tsv")
     if not folder.exists() or status(folder) != "complete":
         parts = [f"{name}={value}" for name, value in sets.items()]
         qllm.run(resolve(QllmSettings, flags, [*BARE, *parts]).settings)
-    report = report_of(folder).as_json()
-    return {"languages": report["languages"], "flops": sum(report["flops"].values())}
+    report = report_of(folder)
+    assert report.languages is not None
+    found = {"held_out": {name: text.loss for name, text in report.languages.held_out.items()}}
+    if pairs:
+        found["finds"] = finds(folder, work / f"pairs-{PAIRS}.tsv")
+    return {**found, "flops": sum(report.flops.values())}
+
+
+def finds(folder: Path, pairs: Path) -> dict[str, float]:
+    """Which share of the same texts, set aside by every arm, finds its own."""
+    model, tokenizer = open_trained(folder, Device(CPU))
+    assert isinstance(model, Phase)
+    return retrieval(model, Pairs.read(pairs, tokenizer))
+
+
+def spread(values: list[float], form: str) -> str:
+    """Their mean, and the deviation of one from it."""
+    if not values:
+        return ""
+    aside = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{aside}"
 
 
 def summary(found: dict[str, list[dict[str, Any]]], names: list[str]) -> Table:
@@ -110,19 +137,10 @@ def summary(found: dict[str, list[dict[str, Any]]], names: list[str]) -> Table:
     for arm, runs in found.items():
         cells = [arm]
         for name in names:
-            losses = [
-                one["languages"]["held_out"][name]["loss"]
-                for one in runs
-                if name in one["languages"]["held_out"]
-            ]
-            spread = f" ± {statistics.stdev(losses):.3f}" if len(losses) > 1 else ""
-            cells.append(f"{statistics.mean(losses):.3f}{spread}" if losses else "")
-        shares = [
-            statistics.mean(one["languages"]["retrieval"].values())
-            for one in runs
-            if one["languages"]["retrieval"]
-        ]
-        cells.append(", ".join(f"{share:.1%}" for share in shares))
+            losses = [one["held_out"][name] for one in runs if name in one["held_out"]]
+            cells.append(spread(losses, ".3f"))
+        shares = [statistics.mean(one["finds"].values()) for one in runs if "finds" in one]
+        cells.append(spread(shares, ".1%"))
         cells.append(f"{statistics.mean(one['flops'] for one in runs):.3g}")
         table.add_row(*cells)
     return table
@@ -145,8 +163,9 @@ def main() -> None:
     names = asked.names.split(",")
     rows = read(asked.first, asked.second)
     asked.work.mkdir(parents=True, exist_ok=True)
-    pairs = ["\t".join(names), *("\t".join(row) for row in rows[:PAIRS])]
-    (asked.work / "pairs.tsv").write_text("\n".join(pairs) + "\n")
+    for count in (PAIRS, FEW):
+        lines = ["\t".join(row) for row in ((*names,), *rows[:count])]
+        (asked.work / f"pairs-{count}.tsv").write_text("\n".join(lines) + "\n")
     corpora(rows, names, asked.work)
     work = [(seed, arm) for seed in range(asked.seeds) for arm in ARMS]
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
@@ -154,7 +173,7 @@ def main() -> None:
         found[arm].append(run(arm, seed, asked.tokens, names, asked.work))
     Console().print(summary(found, names))
     if asked.out is not None:
-        facts = {"tokens": asked.tokens, "names": names, "is_cipher": asked.cipher}
+        facts = {"tokens": asked.tokens, "names": names, "is_cipher": asked.cipher, "pairs": PAIRS}
         write_json(asked.out, {"schema": 1, **facts, "arms": found})
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from effcli.engine.measure.k_means import k_means
 from effcli.engine.models.layers import rms_norm
 from effcli.engine.protocols import LanguageModel
 
@@ -49,7 +50,9 @@ def mauve(first: Points, second: Points, seed: int = 0) -> float:
     both = np.concatenate((first, second))
     order = np.lexsort(both.T)  # which no longer knows what is of which set
     clusters = np.empty(len(both), dtype=np.int64)
-    clusters[order] = _clusters(_reduced(both[order]), min(len(first), len(second)) // 10, seed)
+    count = max(2, min(len(first), len(second)) // 10)
+    how = {"n_init": TRIALS, "max_iter": ROUNDS}
+    clusters[order] = k_means(_reduced(both[order]), count, seed, **how)
     count = int(clusters.max()) + 1
     return area(*(_shares(part, count) for part in np.split(clusters, [len(first)])))
 
@@ -73,17 +76,6 @@ def _reduced(points: Points) -> Points:
     explained = np.cumsum(sizes**2)
     kept = int(np.searchsorted(explained, EXPLAINED * explained[-1])) + 1
     return np.asarray(centered @ axes[:kept].T)
-
-
-def _clusters(points: Points, count: int, seed: int) -> NDArray[np.int64]:
-    """The number of each point's cluster."""
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
-    distinct = len(np.unique(points, axis=0))  # k-means warns of more clusters than that
-    means = KMeans(min(max(2, count), distinct), n_init=TRIALS, max_iter=ROUNDS, random_state=seed)
-    with threadpool_limits(1):  # more threads would add in another order
-        return np.asarray(means.fit_predict(points), dtype=np.int64)
 
 
 def _shares(clusters: NDArray[np.int64], count: int) -> Float[NDArray[np.float64], " bins"]:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from effcli.engine.measure.k_means import k_means
 from effcli.engine.models.layers import Linear, generators, rms_norm
 from effcli.engine.phase.coherence import exact
 
@@ -119,17 +120,12 @@ class Concepts(nn.Module):
 
         Rows of zeros, tokens that are not known, get no bias.
         """
-        from sklearn.cluster import KMeans
-        from threadpoolctl import threadpool_limits
-
         table, codes = self.prior_table.weight.zero_(), len(self.balance)
         known = np.flatnonzero((coordinates != 0).any(1))
         if not len(known):
             return
-        means = KMeans(min(codes, len(known)), n_init=1, max_iter=20, random_state=seed % 2**32)
-        with threadpool_limits(1):  # more threads would add in another order
-            clusters = means.fit_predict(coordinates[known])
-        table[torch.from_numpy(known), torch.from_numpy(clusters).long()] = PRIOR
+        clusters = k_means(coordinates[known], codes, seed, n_init=1, max_iter=20)
+        table[torch.from_numpy(known), torch.from_numpy(clusters)] = PRIOR
 
     def forward_flops(self, batch: int, time: int) -> float:
         """Products of one forward pass: 2·m·n·k each, zeros among the weights included."""

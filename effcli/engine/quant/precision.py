@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from effcli.engine.measure.k_means import k_means
 from effcli.errors import InputError
 
 OPTIONS = (1.0, 1.58, 2.0, 4.0, 8.0)
@@ -64,17 +65,9 @@ def alike(table: Floats, clusters: int = CLUSTERS) -> NDArray[np.int64]:
 
     Damage can be below 0 by chance; it counts as none.
     """
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
     if len(table) <= clusters:
         return np.arange(len(table), dtype=np.int64)
-    places = np.log(np.maximum(table, _LEAST))
-    distinct = len(np.unique(places, axis=0))  # k-means warns of more clusters than that
-    means = KMeans(min(clusters, distinct), n_init=10, random_state=0)
-    with threadpool_limits(1):
-        found: NDArray[np.int64] = means.fit_predict(places).astype(np.int64)
-    return found
+    return k_means(np.log(np.maximum(table, _LEAST)), clusters, 0, n_init=10)
 
 
 def candidates(
