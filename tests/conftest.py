@@ -21,7 +21,7 @@ from effcli.settings.layers import resolve
 from effcli.settings.prepare import PrepareSettings
 
 # A test that is slow on a busy machine is not wrong.
-settings.register_profile("patient", deadline=None)
+settings.register_profile("patient", deadline=None, max_examples=50)
 settings.load_profile("patient")
 
 TINY = [

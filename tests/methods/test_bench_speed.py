@@ -310,6 +310,7 @@ def test_a_signal_ends_a_turn_at_once() -> None:
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells processes by /proc")
 def test_killed_it_loses_the_running_shape_at_most_and_leaves_no_process(
     suite: Path, place: Path, request: pytest.FixtureRequest

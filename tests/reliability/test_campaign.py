@@ -53,7 +53,7 @@ def test_signals_in_every_phase_lose_nothing(place: Path) -> None:
 
 
 def test_damaged_files_are_never_used_silently(place: Path) -> None:
-    _measured(mutations, place, 30)
+    _measured(mutations, place, 20)
 
 
 def test_a_full_disk_costs_nothing_that_was_safe(place: Path) -> None:
