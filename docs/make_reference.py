@@ -26,7 +26,8 @@ from effcli.settings.export import ExportSettings
 from effcli.settings.flags import marked, spelled
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
-from effcli.settings.qllm import InspectSettings, ProbeSettings, QllmSettings, WriteSettings
+from effcli.settings.probe import ProbeSettings
+from effcli.settings.qllm import InspectSettings, QllmSettings, WriteSettings
 from effcli.settings.reading import DoctorSettings, ReportSettings, VerifySettings
 from effcli.settings.train import TrainSettings
 

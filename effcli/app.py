@@ -47,7 +47,8 @@ from effcli.settings.distill import CacheSettings, CheckSettings, DistillSetting
 from effcli.settings.export import ExportSettings
 from effcli.settings.generate import GenerateSettings
 from effcli.settings.prepare import PrepareSettings
-from effcli.settings.qllm import InspectSettings, ProbeSettings, QllmSettings, WriteSettings
+from effcli.settings.probe import ProbeSettings
+from effcli.settings.qllm import InspectSettings, QllmSettings, WriteSettings
 from effcli.settings.reading import DoctorSettings, ReportSettings, VerifySettings
 from effcli.ui.console import flush, show_error
 

@@ -129,7 +129,11 @@ def _hear_energies(session: Session, asked: QllmSettings) -> None:
     floor = None
     if asked.curriculum == "auto":
         floor = floors_of(session.corpus, session.held_out)["trigram"]
-    stages = STAGES[asked.curriculum]
+    factors = asked.factors.model_dump()
+    stages = tuple(
+        (name, begin, {one: weight * factors[one] for one, weight in weights.items()})
+        for name, begin, weights in STAGES[asked.curriculum]
+    )
     curriculum = Curriculum(parts.batches, stages, floor)
     parts.batches = curriculum
     inner = NextToken(asked.device.loss_rows)

@@ -18,7 +18,7 @@ from effcli.errors import DivergedError, Stopped
 from effcli.settings.model import GPTSettings
 from effcli.settings.optim import AdamWSettings
 from effcli.settings.phase import PhaseSettings
-from effcli.settings.qllm import ProbeSettings, Recipe
+from effcli.settings.probe import ProbeSettings, Recipe
 from effcli.settings.schedule import CosineSettings
 from effcli.settings.train import DeviceSettings
 

@@ -165,6 +165,9 @@ class _Layers:
             inner = _inner(field, registry, into.get(key))
             if inner is not None and isinstance(value, dict):
                 self._merge(inner, into[key], value, origin, f"{name}.")
+            elif isinstance(value, dict):
+                below = next(iter(value), "")
+                raise InputError(f"there is no setting called '{name}.{below}' (from {origin})")
             else:
                 into[key] = value
                 self._origins[name] = origin

@@ -3,15 +3,13 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from effcli.catalog import MODELS
-from effcli.errors import InputError
-from effcli.registry import suggestion
 from effcli.settings import presets
-from effcli.settings.base import Count, Flag, Settings, part
+from effcli.settings.base import Flag, Settings, part
 from effcli.settings.bench import separated
 from effcli.settings.generate import (
     GenerateSettings,
@@ -24,13 +22,22 @@ from effcli.settings.generate import (
 from effcli.settings.growth import Stage, stages_of, steps_of
 from effcli.settings.model import GPTSettings
 from effcli.settings.phase import PhaseSettings
-from effcli.settings.suite import Seeds
 from effcli.settings.train import DeviceSettings, TrainSettings
 
-_PHASES, _LANGUAGES, _PROBES = "Phases", "Languages", "What is compared"
+_PHASES, _LANGUAGES = "Phases", "Languages"
 Name = Annotated[str, Field(min_length=1, max_length=100)]
+Factor = Annotated[float, Field(ge=0, le=100)]
 TEXTS = 32  # of the model, that are compared with the corpus
 STARTS = ("random", "semantic", "frequency", "golden")
+
+
+class EnergyFactors(Settings):
+    """Of each energy; 0 leaves it out."""
+
+    local: Factor = 1.0
+    interference: Factor = 1.0
+    entanglement: Factor = 1.0
+    concepts: Factor = 1.0
 
 
 class QllmSettings(TrainSettings):
@@ -69,6 +76,8 @@ class QllmSettings(TrainSettings):
     layers make of them is brought together. A tenth is kept aside, to find out whether it is."""
     align_weight: Annotated[float, Field(ge=0, le=10)] = 0.1
     """Of bringing together, beside the loss; 0 only measures."""
+    factors: EnergyFactors = EnergyFactors()
+    """Multiples of the weights that energies have where they count."""
     model: part(MODELS) = PhaseSettings()  # type: ignore[valid-type]
     """The model; its size is that of the preset."""
 
@@ -101,6 +110,12 @@ class QllmSettings(TrainSettings):
             raise ValueError("align_weight has no effect without --align")
         if self.energies != "on" and self.curriculum != fields["curriculum"].default:
             raise ValueError("curriculum has no effect without --energies on")
+        if self.energies != "on" and self.factors != fields["factors"].default:
+            raise ValueError("factors have no effect without --energies on")
+        if self.energies == "on" and self.curriculum == "auto" and not self.eval_every:
+            raise ValueError("curriculum=auto waits for a held-out loss: give eval_every")
+        if isinstance(self.model, PhaseSettings) and self.model.hybrid > self.model.layers:
+            raise ValueError(f"model.hybrid: of {self.model.layers} layers none would attend")
         if self.device.compile == "on" and self.is_heard:
             raise ValueError("energies, concepts and pairs are heard where nothing is compiled")
         if self.device.compile == "on" and self.grows:
@@ -202,94 +217,3 @@ class InspectSettings(Settings):
     """Texts for the model to write, that are compared with as many of held-out text (MAUVE)."""
     windows: Annotated[int, Field(ge=1, le=256)] = 16
     """Of held-out text, that figures are measured on."""
-
-
-ARMS = ("data", "rope", "none", "gpt", "delta", "hybrid")
-
-
-class Recipe(NamedTuple):
-    """How models of a task are made, and which."""
-
-    arms: tuple[str, ...]
-    steps: int
-    layers: int
-    lr: float
-    scalar_rate: float
-
-
-# Small maps turn phases: at the end of a long sequence, small changes of a turn have become large
-# ones. In recall the same maps say what is worth writing, which takes the full rate to find.
-_COUNT = Recipe(ARMS[:4], steps=400, layers=1, lr=3e-3, scalar_rate=0.2)
-_KEEP = Recipe(ARMS, steps=1500, layers=2, lr=1e-2, scalar_rate=1.0)
-RECIPES = {"parity": _COUNT, "modular": _COUNT, "recall": _KEEP, "copy": _KEEP}
-"""What suits each task, where nothing else is asked for."""
-TASKS = tuple(RECIPES)
-
-
-def _known(kind: str, known: tuple[str, ...]) -> AfterValidator:
-    def check(names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in known:
-                raise InputError(f"there is no {kind} called {name!r}", suggestion(name, [*known]))
-        return tuple(dict.fromkeys(names))
-
-    return AfterValidator(check)
-
-
-class ProbeSettings(Settings):
-    """What `eff qllm probe` is told."""
-
-    tasks: Annotated[
-        tuple[str, ...],
-        Field(min_length=1),
-        _known("task", TASKS),
-        Flag(positional=True, metavar="TASK", choices=TASKS),
-    ] = ("parity",)
-    """What is asked: `parity` of bits, `modular` sums of five digits, `recall` of eight pairs,
-    `copy` of symbols."""
-    arms: Annotated[
-        tuple[str, ...],
-        BeforeValidator(separated),
-        _known("arm", ARMS),
-        Flag(
-            panel=_PROBES,
-            metavar="ARMS",
-            choices=ARMS,
-            default="the first four; all of recall and copy",
-        ),
-    ] = ()
-    """What turns the phases of a model: the text (`data`), positions (`rope`), nothing (`none`);
-    `gpt` is the GPT of equal size. `delta` is `data` that takes back before it writes, `hybrid` is
-    `data` with attention in every second layer. Several by commas."""
-    seeds: Annotated[Seeds, Flag(panel=_PROBES, metavar="N")] = 3
-    """Models of each arm; all arms see the same sequences."""
-    steps: Annotated[Count | None, Flag(panel=_PROBES, metavar="N")] = None
-    """Of training each model; by default 400, of `recall` and `copy` 1,500."""
-    length: Annotated[Count, Field(ge=8, le=4096), Flag(panel=_PROBES, metavar="N")] = 64
-    """Longest sequences of training; answers are also asked for at four times that."""
-    sequences: Annotated[Count, Field(le=2**16)] = 32
-    """Of a step."""
-    layers: Annotated[Count, Field(le=64)] | None = None
-    """Number of blocks; by default 1, of `recall` and `copy` 2."""
-    width: Annotated[Count, Field(multiple_of=4, le=1024)] = 32
-    """Size of the residual stream, of two heads."""
-    score: Literal["real", "complex"] = "complex"
-    """Of phase models. A head's reading is normalized, so of what was written at the start alone
-    the real part leaves a sign: enough for parity, and for no third answer."""
-    lr: Annotated[float, Field(gt=0, le=10)] | None = None
-    """Peak learning rate; by default 0.003, of `recall` and `copy` 0.01."""
-    scalar_rate: Annotated[float, Field(gt=0, le=10)] | None = None
-    """Rate for gains, biases and the small maps that turn phases, write and forget, as a multiple
-    of `lr`; by default 0.2, of `recall` and `copy` 1."""
-
-    def recipe(self, task: str) -> Recipe:
-        """What was asked for, and else what suits the task."""
-        asked = {name: getattr(self, name) for name in Recipe._fields}
-        return RECIPES[task]._replace(**{k: v for k, v in asked.items() if v not in (None, ())})
-
-    @model_validator(mode="after")
-    def _has_effect(self) -> Self:
-        for recipe in map(self.recipe, self.tasks):
-            if "hybrid" in recipe.arms and recipe.layers == 1:
-                raise ValueError("arms: hybrid has no effect in one layer; --set layers=2")
-        return self

@@ -119,6 +119,12 @@ def test_no_model_is_a_line_that_says_how_to_get_one(
         (["--phase-dim", "auto", "--set", "model.heads=16"], "at least two pairs"),
         (["--set", "model.name=gpt"], "contradict"),
         (["--energies", "on", "--set", "device.compile=on"], "nothing is compiled"),
+        (["--set", "factors.local=2"], "no effect without --energies on"),
+        (["--energies", "on", "--set", "factors.local=-1"], "factors.local: should be"),
+        (["--energies", "on", "--set", "factors.local=nan"], "factors.local: should be"),
+        (["--energies", "on", "--set", "energies.local=2"], "no setting called 'energies.local'"),
+        (["--energies", "on", "--eval-every", "0"], "waits for a held-out loss"),
+        (["--hybrid", "3"], "of 2 layers none would attend"),
     ],
 )
 def test_what_has_no_effect_is_an_error(
@@ -166,11 +172,25 @@ def test_phases_begin_where_they_are_told(asked: Asked, place: Path) -> None:
 def test_energies_that_weigh_nothing_change_nothing(asked: Asked, place: Path) -> None:
     """Concepts are heard, energies are not trained on: the same as without anybody listening."""
     told: list[Record] = []
-    for out, extra in (("a", {}), ("b", {"energies": "on", "curriculum": "auto"})):
+    for out, extra in (("a", {}), ("b", {"energies": "on", "curriculum": "auto", "eval_every": 4})):
         qllm.run(asked("evaluation.floors=false", out=place / out, **extra), told.append)
     # the model never beats the trigrams in so few steps
     weights = [final_state(place / out)["weights"] for out in ("a", "b")]
     assert differences(*weights) == []
+
+
+def test_an_energy_counts_as_often_as_it_is_told(asked: Asked, place: Path) -> None:
+    names = ("local", "interference", "entanglement", "concepts")
+    weights = {}
+    for factor in (0, 1, 2):
+        factors = [f"factors.{name}={factor}" for name in names]
+        how: dict[str, Any] = {"energies": "on", "curriculum": "off", "out": place / str(factor)}
+        qllm.run(asked(*factors, **how))
+        weights[factor] = final_state(place / str(factor))["weights"]
+    qllm.run(asked(out=place / "none"))
+    assert differences(weights[0], final_state(place / "none")["weights"]) == []
+    assert differences(weights[1], weights[0])
+    assert differences(weights[1], weights[2])
 
 
 def test_trained_energies_go_down(asked: Asked, place: Path) -> None:

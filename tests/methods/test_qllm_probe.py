@@ -20,7 +20,7 @@ from effcli.engine.records import Notice, Record
 from effcli.errors import DivergedError, Stopped
 from effcli.methods import qllm_probe
 from effcli.settings.phase import PhaseSettings
-from effcli.settings.qllm import ARMS, TASKS, ProbeSettings, Recipe
+from effcli.settings.probe import ARMS, TASKS, ProbeSettings, Recipe
 
 Eff = Callable[..., tuple[int, str, str]]
 BATCH = 5

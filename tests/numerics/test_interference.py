@@ -276,6 +276,17 @@ class _Leaky(Phase):
         return x + 0.01 * x.mean(1, keepdim=True)
 
 
+class _LeakyBeyondChunks(Phase):
+    def features(self, tokens: Tensor, cache: Any = None) -> Tensor:
+        x = super().features(tokens, cache)
+        return x + 0.01 * x[:, 64:].sum(1, keepdim=True)
+
+
+class _LeakyInTraining(_Leaky):
+    def features(self, tokens: Tensor, cache: Any = None) -> Tensor:
+        return super().features(tokens, cache) if self.training else Phase.features(self, tokens)
+
+
 class _Blind(Phase):
     def features(self, tokens: Tensor, cache: Any = None) -> Tensor:
         return torch.zeros_like(super().features(tokens, cache))
@@ -287,4 +298,7 @@ def test_a_model_that_looks_ahead_is_refused() -> None:
         require_causal(_Leaky(_settings(), 77))
     with pytest.raises(CheckError, match="does not see"):
         require_causal(_Blind(_settings(), 77))
+    for leak in (_LeakyBeyondChunks, _LeakyInTraining):
+        with pytest.raises(CheckError, match="looks ahead"):
+            require_causal(leak(_settings(context=256), 77))
     assert issubclass(Phase, LanguageModel)

@@ -217,6 +217,15 @@ def test_pairs_that_are_none_are_one_line(place: Path, content: str | bytes, mes
         Pairs.read(path, byte_tokenizer("").marked(NAMES))
 
 
+def test_lines_end_where_lines_end(place: Path) -> None:
+    """Not at other separators, which a text may hold; a mark of the byte order is none of it."""
+    row = "a\u2028b\x0bc\x85d\tz\r\n"
+    (place / "odd.tsv").write_bytes(("\ufeffen\tde\r\n" + 30 * row).encode())
+    pairs = Pairs.read(place / "odd.tsv", byte_tokenizer("").marked(NAMES))
+    assert len(pairs.rows) + len(pairs.aside) == 30
+    assert bytes(pairs.rows[0][0][1:].tolist()).decode() == "a\u2028b\x0bc\x85d"
+
+
 def test_what_texts_are_about_is_a_matter_of_each_text_alone(place: Path) -> None:
     model, pairs = _model(concepts=8), _pairs(place)
     texts = [row[0] for row in pairs.rows[:5]] + [pairs.rows[7][1]]

@@ -348,11 +348,21 @@ def test_a_loop_is_a_short_piece_over_and_over(period: int, wrong: int) -> None:
     assert not is_loop(text)
 
 
+@given(st.binary(max_size=30), st.sampled_from([None, "length", "end"]))
+def test_a_screen_never_shows_a_broken_character(ids: bytes, reason: Any) -> None:
+    writing, shown = Writing(), ""
+    for number, one in enumerate(ids):
+        writing.ids.append(one)
+        writing.reason = reason if number == len(ids) - 1 else None
+        shown += writing.news(BYTES, ())
+    assert shown == ids.decode("utf8", "replace").replace("\ufffd", "") == writing.text(BYTES, ())
+
+
 @given(st.text(max_size=30), st.text(min_size=1, max_size=4))
 def test_a_screen_shows_the_text_up_to_the_stop_and_no_half_characters(
     text: str, stop: str
 ) -> None:
-    if any("\ud800" <= c <= "\udfff" for c in text + stop):
+    if any("\ud800" <= c <= "\udfff" or c == "\ufffd" for c in text + stop):
         return
     writing, shown = _write(text, stop=(stop,), temperature=0)
     before, found, _ = text.partition(stop)

@@ -27,6 +27,12 @@ from effcli.engine.selection.sidecar import COLUMNS, Scores
 RANDOM = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def _the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever order tests run."""
+    monkeypatch.setitem(globals(), "RANDOM", np.random.default_rng(3))
+
+
 def text(*documents: list[int] | np.ndarray) -> Row:
     return Row([np.asarray(one, dtype=np.int64) for one in documents])
 
@@ -128,7 +134,7 @@ def _scores(good: int, bad: int) -> np.ndarray:
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.8, 0.9])
 def test_the_gate_measures_contamination_and_tells_good_from_bad(share: float) -> None:
     bad = int(3000 * share)
-    pool, trusted = _scores(3000 - bad, bad), _scores(300, 0)
+    pool, trusted = _scores(3000 - bad, bad), _scores(600, 0)
     gate, ratios = gate_of(pool, trusted, np.full(3000, 100), 0)
     assert gate.contamination == pytest.approx(share, abs=0.07)
     assert gate.exponent == (2.0 if share > 0.15 else 0.0)

@@ -30,8 +30,8 @@ class Writing:
     _shown: int = 0
 
     def text(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> str:
-        """What was written, up to the first stop text."""
-        text = tokenizer.decode(self.ids)
+        """What was written, up to the first stop text, without bytes that are no characters."""
+        text = tokenizer.decode(self.ids).replace("\ufffd", "")
         cuts = [at for stop in stops if (at := text.find(stop)) >= 0]
         return text[: min(cuts)] if cuts else text
 
@@ -40,7 +40,6 @@ class Writing:
         text = self.text(tokenizer, stops)
         end = len(text)
         if self.reason is None:
-            end -= 1 if text.endswith("\ufffd") else 0
             end -= max((len(stop) - 1 for stop in stops), default=0)
         fresh = text[self._shown : max(end, self._shown)]
         self._shown = max(end, self._shown)

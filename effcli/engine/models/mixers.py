@@ -247,7 +247,8 @@ class PhaseAttention(PhaseMixer):
             for name, own in (("keys", k), ("values", v)):
                 place = f"{layer}.{name}"
                 own = torch.cat((cache.past[place], own), dim=2) if place in cache.past else own
-                cache.past[place] = own[:, :, -self.window :]
+                tail = own[:, :, -self.window :]  # of a long prompt, no more
+                cache.past[place] = tail.clone() if own.shape[2] > 2 * self.window else tail
                 k, v = (own, v) if name == "keys" else (k, own)
         return attend(q, k, v, by_products=self.by_products, window=self.window, since=told.since)
 

@@ -77,18 +77,21 @@ class Curriculum(Around):
     def hear(self, loss: float) -> list[Record]:
         """Open what waits for this loss, halve what hurt, and say so."""
         told: list[Record] = list(super().hear(loss))
-        name = self._stages[self._stage()][0]
+        name, _, wished = self._stages[self._stage()]
         if not self._is_open and self._floor is not None and loss < self._floor:
             self._is_open = True
             told.append(Notice(f"below what trigrams reach, {self._floor:.3f}: energies may count"))
-        elif self._is_open and self._lowest is not None and loss > WORSE * self._lowest:
+        elif self._is_open and wished and self._lowest and loss > WORSE * self._lowest:
             share = self._shares.get(name, 1.0)
             self._shares[name] = 0.5 if share == 1.0 else 0.0
             now = "halved" if share == 1.0 else "off"
             told.append(Notice(f"the held-out loss rose in {name}: its energies are {now}"))
         if name != self._told:
             self._told = name
-            told.append(Notice(f"stage: {name}"))
+            if self._is_open:
+                told.append(Notice(f"stage: {name}"))
+            elif name == self._stages[-1][0]:
+                told.append(Notice("no energy has counted: trigrams were not beaten in time"))
         self._lowest = loss if self._lowest is None else min(loss, self._lowest)
         return told
 

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from effcli.engine.models.mixers import Interference, PhaseAttention
 from effcli.engine.models.phase import Phase
-from effcli.engine.phase.coherence import SCALES, mean_coherence, phasors, scale_coherences
+from effcli.engine.phase.coherence import (
+    SCALES,
+    mean_coherence,
+    phasors,
+    resultant,
+    scale_coherences,
+    semantic_coherence,
+    stability,
+)
 from effcli.engine.phase.concepts import strongest, usage_perplexity
 from effcli.engine.phase.energies import (
     entanglement_energy,
@@ -21,6 +29,7 @@ from effcli.engine.phase.listening import Heard, listening
 from effcli.engine.records import PhasesFound
 
 WINDOWS = 32  # at most, evenly spread
+SPAN, DECAY = 16, 15 / 16  # tokens of a mean phasor, and what a moving one keeps of the one before
 
 
 @torch.no_grad()
@@ -51,6 +60,9 @@ def facts(model: Phase, heard: Heard) -> dict[str, Any]:
     found: dict[str, Any] = {
         "coherence": dict(zip(map(str, SCALES), scales, strict=False)),
         "mean_coherence": mean_coherence(u).mean().item(),
+        "stability": stability(u, DECAY).mean().item(),
+        "resultant": resultant(u, min(SPAN, time)).mean().item(),
+        "semantic_coherence": None,
         "local_energy": local_energy(u).mean().item(),
         "entanglement": entanglement_energy(probe).mean().item(),
         "half_similarity": half_similarity(probe).item(),
@@ -74,6 +86,7 @@ def facts(model: Phase, heard: Heard) -> dict[str, Any]:
         found["half_lives"] += (torch.tensor(2.0).log() / rate).tolist()
     if model.concepts:
         weights = strongest(heard.probable[0], model.concepts[0].top)
+        found["semantic_coherence"] = semantic_coherence(u, weights).mean().item()
         found["concepts_used"] = float(usage_perplexity(weights.mean((0, 1))))
     return found
 

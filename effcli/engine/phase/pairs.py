@@ -39,11 +39,12 @@ class Pairs:
         Raises InputError with the number of the line that is wrong.
         """
         try:
-            lines = path.read_text("utf8").splitlines()
+            text = path.read_text("utf-8-sig").replace("\r\n", "\n")
         except UnicodeDecodeError as error:
             raise InputError(f"align: {path} is not UTF-8: {error.reason}") from None
         except OSError as error:
             raise InputError(f"align: {path} cannot be read: {error.strerror}") from None
+        lines = text.removesuffix("\n").split("\n")  # other separators are a text's own
         names = _names(path, lines, tokenizer.marks)
         rows = []
         for number, line in enumerate(lines[1:], start=2):
@@ -61,7 +62,7 @@ class Pairs:
 
 
 def _names(path: Path, lines: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in lines[0].split("\t")) if lines else ()
+    names = tuple(name.strip() for name in lines[0].split("\t")) if lines[0] else ()
     for name in names:
         if name not in known:
             message = f"align: {name!r} in the first line of {path} is no language of this run"

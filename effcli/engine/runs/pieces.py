@@ -202,6 +202,12 @@ class PhaseResult(Piece):
     """Of phases so many tokens apart, -1..1."""
     mean_coherence: float
     """Of all pairs of positions."""
+    stability: float | None = None
+    """How steady phases are: length of a mean that moves with them by sixteenths, 0..1."""
+    resultant: float | None = None
+    """Length of the mean of 16 tokens' phasors, 0..1."""
+    semantic_coherence: float | None = None
+    """Of pairs of positions that share a concept, -1..1; none without concepts."""
     local_energy: float
     entanglement: float
     """1: both halves of a text say one and the same; 0: as many things as can be told apart."""
