@@ -80,7 +80,8 @@ class Curriculum(Around):
         name, _, wished = self._stages[self._stage()]
         if not self._is_open and self._floor is not None and loss < self._floor:
             self._is_open = True
-            told.append(Notice(f"below what trigrams reach, {self._floor:.3f}: energies may count"))
+            below = f"below what trigrams reach, {self._floor:.3f}"
+            told.append(Notice(f"{below}: energies may count, stage: {name}"))
         elif self._is_open and wished and self._lowest and loss > WORSE * self._lowest:
             share = self._shares.get(name, 1.0)
             self._shares[name] = 0.5 if share == 1.0 else 0.0

@@ -7,10 +7,10 @@ from typing import Any
 from markupsafe import Markup
 
 from effcli.engine.phase.inspecting import Map, Portrait
-from effcli.engine.phase.plots import half_lives, heat, levels, portrait, token_name, turns
+from effcli.engine.phase.plots import half_lives, heat, portrait, token_name, turns
 from effcli.engine.runs.files import write_text
 from effcli.engine.runs.page import render
-from effcli.engine.runs.plots import Series, curves
+from effcli.engine.runs.plots import Series, curves, levels
 
 ENERGIES = {
     "local energy": "local_energy",

@@ -18,6 +18,7 @@ from effcli.errors import InputError
 from effcli.safe import safe
 
 TENTHS = "tenth of the held-out tokens, rarest first"
+OF_PHASES = ("local_energy", "frame_potential", "entanglement", "half_similarity", "stability")
 DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
 """What reading a folder raises that somebody has changed."""
 
@@ -56,6 +57,7 @@ def write_page(folder: Path, report: Report) -> Path:
             plots=[Markup(svg) for svg in _plots(report, rows)],
             choices=[Markup(svg) for svg in _choices(rows)],
             codes=[Markup(svg) for svg in _codes(report)],
+            phases=[Markup(svg) for svg in _phases(report)],
         )
     except (*DAMAGED, jinja2.TemplateError) as error:
         raise InputError(f"the run in {folder} is damaged: {error}") from error
@@ -149,3 +151,15 @@ def _visible(floors: Mapping[str, float], steps: list[dict[str, Any]]) -> dict[s
     """Floors within the range of the curve."""
     top = max((row["loss"] for row in steps), default=0.0)
     return {name: level for name, level in floors.items() if level <= top}
+
+
+def _phases(report: Report) -> list[str]:
+    """How phases agree at the end, and their energies; nothing for a model without."""
+    if report.phase is None:
+        return []
+    facts = report.phase.model_dump()
+    lines = {"coherence": [(float(lag), value) for lag, value in facts["coherence"].items()]}
+    all_of_it = {"of all pairs": facts["mean_coherence"]}
+    drawn = plots.curves("tokens between", "cosine of phases", lines, all_of_it, log_x=True)
+    amounts = {n.replace("_", " "): facts[n] for n in OF_PHASES if facts[n] is not None}
+    return [drawn, plots.levels(amounts, {})]

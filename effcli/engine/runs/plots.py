@@ -140,6 +140,24 @@ def apart(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 @matplotlib.rc_context(PLAIN)
+def levels(amounts: Mapping[str, float], marks: Mapping[str, float]) -> str:
+    """Bars of what is in 0..1; a mark is the least that can be."""
+    drawn = Figure(figsize=(5.4, 0.4 * len(amounts) + 0.7))
+    axes = drawn.subplots()
+    axes.barh(range(len(amounts)), list(amounts.values()), 0.65, color=COLORS[0])
+    for place, (name, amount) in enumerate(amounts.items()):
+        axes.text(amount + 0.01, place, f"{amount:.3f}", fontsize=8, va="center")
+        if name in marks:
+            axes.plot([marks[name]] * 2, [place - 0.4, place + 0.4], color=COLORS[1])
+    axes.set_yticks(range(len(amounts)), list(amounts))
+    axes.set_ylim(len(amounts) - 0.4, -0.6)
+    axes.set_xlim(0, 1.08)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return svg(drawn)
+
+
+@matplotlib.rc_context(PLAIN)
 def bars(x: str, amounts: Mapping[str, float]) -> str:
     """One stacked bar: what a total is made of."""
     drawn = Figure(figsize=(5.4, 1.2))
