@@ -79,7 +79,7 @@ class Curriculum(Around):
         told: list[Record] = list(super().hear(loss))
         name, _, wished = self._stages[self._stage()]
         if not self._is_open and self._floor is not None and loss < self._floor:
-            self._is_open = True
+            self._is_open, self._told = True, name
             below = f"below what trigrams reach, {self._floor:.3f}"
             told.append(Notice(f"{below}: energies may count, stage: {name}"))
         elif self._is_open and wished and self._lowest and loss > WORSE * self._lowest:
