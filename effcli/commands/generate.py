@@ -22,8 +22,8 @@ def show(settings: GenerateSettings, screen: Screen) -> None:
 
     copies = settings.num_return_sequences
     with Interrupt() as stop:
-        if not screen.as_json and len(settings.prompts) * copies == 1:
-            begun = settings.prompts[0]
+        if not screen.as_json and len(settings.begun) * copies == 1:
+            begun = settings.begun[0]
             for news in stream(settings, stop, screen.note):
                 screen.out.print(Text(safe(begun + news)), end="", soft_wrap=True)
                 begun = ""
@@ -36,7 +36,7 @@ def show(settings: GenerateSettings, screen: Screen) -> None:
             "texts": [text for text, _ in several],
             "reasons": [reason for _, reason in several],
         }
-        for prompt, several in zip(settings.prompts, written, strict=True)
+        for prompt, several in zip(settings.begun, written, strict=True)
     ]
     whole = [safe(row["prompt"] + text) for row in results for text in row["texts"]]
     numbered = enumerate(whole, start=1)

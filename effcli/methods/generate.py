@@ -34,7 +34,7 @@ class Written(NamedTuple):
 def texts(settings: GenerateSettings, stop: Stop, warn: Warn = _unheard) -> list[list[Written]]:
     """What continues each prompt, as often as asked."""
     model, tokenizer = _opened(settings, warn)
-    *_, writings = write(model, tokenizer, settings.prompts, settings, stop)
+    *_, writings = write(model, tokenizer, settings.begun, settings, stop)
     written = [Written(w.text(tokenizer, settings.stop), str(w.reason)) for w in writings]
     copies = settings.num_return_sequences
     return [written[start : start + copies] for start in range(0, len(written), copies)]
@@ -43,7 +43,7 @@ def texts(settings: GenerateSettings, stop: Stop, warn: Warn = _unheard) -> list
 def stream(settings: GenerateSettings, stop: Stop, warn: Warn = _unheard) -> Iterator[str]:
     """One text that continues one prompt, bit by bit."""
     model, tokenizer = _opened(settings, warn)
-    for (writing,) in write(model, tokenizer, settings.prompts, settings, stop):
+    for (writing,) in write(model, tokenizer, settings.begun, settings, stop):
         yield writing.news(tokenizer, settings.stop)
 
 

@@ -17,7 +17,9 @@ def is_text(text: str) -> str:
 
 
 def _are_texts(prompts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(map(is_text, prompts)) or ("",)
+    if "" in prompts:
+        raise ValueError("there is nothing to continue; leave it out to begin a document")
+    return tuple(map(is_text, prompts))
 
 
 Prompts = Annotated[
@@ -85,9 +87,14 @@ class GenerateSettings(SamplingSettings):
 
     run: Annotated[Path, Flag(positional=True, metavar="RUN")]
     """Folder of a run, or the packed file of a student."""
-    prompts: Prompts = ("",)
+    prompts: Prompts = ()
     """Texts to continue, all at once; without one, a new document is begun."""
     phase_dim: PhaseDim = "full"
     """Keep the first N phases of each head of a phase model: less work, and less to remember.
     `auto` keeps as many as the text is surprising, which spares nothing."""
     device: DeviceSettings = DeviceSettings(compile="off")
+
+    @property
+    def begun(self) -> tuple[str, ...]:
+        """What is gone on from: a document that has nothing yet, if nothing was given."""
+        return self.prompts or ("",)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -165,7 +165,7 @@ class _Layers:
             inner = _inner(field, registry, into.get(key))
             if inner is not None and isinstance(value, dict):
                 self._merge(inner, into[key], value, origin, f"{name}.")
-            elif isinstance(value, dict):
+            elif isinstance(value, dict) and get_origin(field.annotation) is not dict:
                 below = next(iter(value), "")
                 raise InputError(f"there is no setting called '{name}.{below}' (from {origin})")
             else:

@@ -181,7 +181,7 @@ def _grown_size(given: Mapping[str, Any]) -> dict[str, int]:
 class WriteSettings(SamplingSettings):
     """What `eff qllm generate` needs."""
 
-    prompts: Prompts = ("",)
+    prompts: Prompts = ()
     """Texts to continue, all at once; without one, a new document is begun."""
     run: Annotated[Path | None, Flag(panel="Text", metavar="RUN")] = None
     """Folder of a run; by default the newest of a phase model."""

@@ -146,7 +146,8 @@ class TrainSettings(Settings):
     out: Annotated[Path | None, Flag(panel="Run", metavar="FOLDER")] = None
     """Run folder; by default the next free name in runs/ (or EFF_RUNS)."""
     resume: Annotated[bool, Flag(panel="Run")] = False
-    """Continue the run in --out, or the last unfinished one, exactly where it was saved."""
+    """Continue the run in --out, or the last unfinished one, exactly where it was saved; where
+    there is none yet, begin it."""
     seed: Annotated[int, Field(ge=0, lt=2**63), Flag(panel="Run", metavar="N")] = 0
     """Decides the initial weights and the order of the data."""
     eval_every: Annotated[int, Field(ge=0), Flag(panel="Run", metavar="STEPS")] = 100

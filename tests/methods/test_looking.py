@@ -382,6 +382,9 @@ def test_a_prompt_that_is_no_text_is_refused(eff: Eff, run: Path) -> None:
     assert code == 2
     assert "not valid UTF-8" in err
     assert eff("generate", run, "a", "--stop", "")[0] == 2
+    code, _, err = eff("generate", run, "")
+    assert code == 2
+    assert "leave it out to begin a document" in err
 
 
 def test_seeds_of_one_budget_give_bounds_only(tiny: Settings, place: Path) -> None:
