@@ -283,19 +283,17 @@ def test_the_surface_never_imports_torch(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def _help_cost() -> float:
+    before = os.times()
+    _run("--help")
+    after = os.times()
+    user = after.children_user - before.children_user
+    return user + after.children_system - before.children_system
+
+
 def test_help_costs_less_than_half_a_second_of_cpu() -> None:
-    costs = []
-    for _ in range(3):
-        before = os.times()
-        _run("--help")
-        after = os.times()
-        costs.append(
-            after.children_user
-            - before.children_user
-            + after.children_system
-            - before.children_system
-        )
-    assert min(costs) < 0.5
+    """In the best of several tries: whatever else computes makes seconds longer."""
+    assert any(_help_cost() < 0.5 for _ in range(10))
 
 
 def test_a_closed_pipe_is_no_error() -> None:
