@@ -283,17 +283,22 @@ def test_the_surface_never_imports_torch(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _help_cost() -> float:
-    before = os.times()
-    _run("--help")
-    after = os.times()
-    user = after.children_user - before.children_user
-    return user + after.children_system - before.children_system
+def _cost(*arguments: str) -> float:
+    """Seconds of CPU that Python takes, at best."""
+    costs = []
+    for _ in range(4):
+        before = os.times()
+        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+        after = os.times()
+        user = after.children_user - before.children_user
+        costs.append(user + after.children_system - before.children_system)
+    return min(costs)
 
 
-def test_help_costs_less_than_half_a_second_of_cpu() -> None:
-    """In the best of several tries: whatever else computes makes seconds longer."""
-    assert any(_help_cost() < 0.5 for _ in range(10))
+def test_help_costs_little_more_than_what_it_is_made_of() -> None:
+    """Less than half a second on a laptop; here by the speed of the machine at the moment."""
+    libraries = "import pydantic.main, typer.rich_utils, rich.markdown"
+    assert _cost("-m", "effcli", "--help") < 3.6 * _cost("-c", libraries)
 
 
 def test_a_closed_pipe_is_no_error() -> None:
