@@ -254,9 +254,7 @@ def test_a_hybrid_of_two_processes_goes_on_as_if_it_had_not_been_stopped(
     process.communicate(timeout=300)
     assert process.returncode == 0
     process = _torchrun(2, *asked, "--out", place / "cut", command="distill")
-    _wait_for_steps(
-        lambda: process.poll() is None, place / "cut", 14
-    )  # in the midst of comparisons
+    _wait_for_steps(process, place / "cut", 14)  # in the midst of comparisons
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert "is saved in" in err, err
