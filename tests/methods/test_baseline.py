@@ -460,7 +460,8 @@ def test_no_run_is_faster_than_its_device(
 def test_a_reader_that_leaves_does_not_stop_the_work(corpus_folder: Path, place: Path) -> None:
     command = [sys.executable, "-m", "effcli", "baseline", "--data", str(corpus_folder), *SETS]
     words = " ".join(map(shlex.quote, [*command, "--steps", "30", "--out"]))
-    for name, end in (("a", "2>&- | head -1"), ("b", ">&- 2> >(head -1)")):
+    ends = ("2>&1 | head -1", "2>&- | head -1", ">&- 2> >(head -1)")
+    for name, end in zip("abc", ends, strict=True):
         subprocess.run(["bash", "-c", f"{words} {name} {end}"], check=True, capture_output=True)
         assert report_of(place / name).status == "complete"
 

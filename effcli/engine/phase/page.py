@@ -9,16 +9,8 @@ from markupsafe import Markup
 from effcli.engine.phase.inspecting import Map, Portrait
 from effcli.engine.phase.plots import half_lives, heat, portrait, token_name, turns
 from effcli.engine.runs.files import write_text
-from effcli.engine.runs.page import render
-from effcli.engine.runs.plots import Series, curves, levels
-
-ENERGIES = {
-    "local energy": "local_energy",
-    "overlap of keys": "frame_potential",
-    "entanglement": "entanglement",
-    "likeness of halves": "half_similarity",
-    "imaginary share": "imaginary_share",
-}
+from effcli.engine.runs.page import of_phases, render
+from effcli.engine.runs.plots import Series
 
 
 def write_inspection(
@@ -29,7 +21,7 @@ def write_inspection(
     lives: Mapping[str, Series],
 ) -> None:
     """Draw what was found, whole or not at all."""
-    plots = [portrait(seen), *_measured(document["phase"])]
+    plots = [portrait(seen), *of_phases(document["phase"])]
     if lives:
         plots.append(half_lives(lives))
     if document["rotations"]:
@@ -47,13 +39,3 @@ def write_inspection(
         concepts=concepts,
     )
     write_text(page, content)
-
-
-def _measured(facts: dict[str, Any]) -> list[str]:
-    """Coherence over distances, and the energies."""
-    points = [(float(lag), value) for lag, value in facts["coherence"].items()]
-    lines, all_of_it = {"coherence": points}, {"of all pairs": facts["mean_coherence"]}
-    drawn = [curves("tokens between", "cosine of phases", lines, all_of_it, log_x=True)]
-    amounts = {name: facts[key] for name, key in ENERGIES.items() if facts[key] is not None}
-    least = facts["welch_bound"]
-    return [*drawn, levels(amounts, {} if least is None else {"overlap of keys": least})]

@@ -18,7 +18,14 @@ from effcli.errors import InputError
 from effcli.safe import safe
 
 TENTHS = "tenth of the held-out tokens, rarest first"
-OF_PHASES = ("local_energy", "frame_potential", "entanglement", "half_similarity", "stability")
+OF_PHASES = {
+    "local energy": "local_energy",
+    "overlap of keys": "frame_potential",
+    "entanglement": "entanglement",
+    "likeness of halves": "half_similarity",
+    "stability": "stability",
+    "imaginary share": "imaginary_share",
+}
 DAMAGED = (KeyError, TypeError, ValueError, AttributeError)
 """What reading a folder raises that somebody has changed."""
 
@@ -47,6 +54,7 @@ def write_page(folder: Path, report: Report) -> Path:
     rows = list(RunDir(folder).records())
     page = folder / PAGE
     try:
+        phases = [] if report.phase is None else of_phases(report.phase.model_dump())
         content = render(
             "run.html",
             report=report.as_json(),
@@ -57,7 +65,7 @@ def write_page(folder: Path, report: Report) -> Path:
             plots=[Markup(svg) for svg in _plots(report, rows)],
             choices=[Markup(svg) for svg in _choices(rows)],
             codes=[Markup(svg) for svg in _codes(report)],
-            phases=[Markup(svg) for svg in _phases(report)],
+            phases=[Markup(svg) for svg in phases],
         )
     except (*DAMAGED, jinja2.TemplateError) as error:
         raise InputError(f"the run in {folder} is damaged: {error}") from error
@@ -153,13 +161,12 @@ def _visible(floors: Mapping[str, float], steps: list[dict[str, Any]]) -> dict[s
     return {name: level for name, level in floors.items() if level <= top}
 
 
-def _phases(report: Report) -> list[str]:
-    """How phases agree at the end, and their energies; nothing for a model without."""
-    if report.phase is None:
-        return []
-    facts = report.phase.model_dump()
-    lines = {"coherence": [(float(lag), value) for lag, value in facts["coherence"].items()]}
-    all_of_it = {"of all pairs": facts["mean_coherence"]}
+def of_phases(facts: Mapping[str, Any]) -> list[str]:
+    """Coherence of phases over distances, and what is in 0..1 of them."""
+    points = [(float(lag), value) for lag, value in facts["coherence"].items()]
+    lines, all_of_it = {"coherence": points}, {"of all pairs": facts["mean_coherence"]}
     drawn = plots.curves("tokens between", "cosine of phases", lines, all_of_it, log_x=True)
-    amounts = {n.replace("_", " "): facts[n] for n in OF_PHASES if facts[n] is not None}
-    return [drawn, plots.levels(amounts, {})]
+    amounts = {name: facts[key] for name, key in OF_PHASES.items() if facts[key] is not None}
+    least = facts["welch_bound"]
+    marks = {} if least is None else {"overlap of keys": least}
+    return [drawn, plots.levels(amounts, marks)]
